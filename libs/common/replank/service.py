@@ -1,0 +1,269 @@
+"""A service as one process: HTTP, the relay of its outbox and the consumers of its inbox, on one event loop.
+
+::
+
+    def compose(settings: ShopSettings) -> Service:
+        service = Service(settings, name="shop", package="shop", sends=[OrderPaid], receives=[StockCounted])
+        service.consume(subscribe)
+        service.route(api.router(service.pools))
+        return service
+
+Its servers may come up in any order, go away and come back. The process answers from the first moment on, says in
+``/readyz`` what it waits for, and tries again until it has it; nobody has to restart it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any, Final, TypeVar
+
+from fastapi import APIRouter, FastAPI
+from faststream.kafka import KafkaBroker
+
+from replank import outbox
+from replank.authz import AuthzClient
+from replank.contracts.documents import asyncapi
+from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
+from replank.events import Event
+from replank.http import Authenticator, Readiness, create_app
+from replank.inbox import Inbox, InboxSettings, topics
+from replank.outbox.relay import Relay
+from replank.outbox.settings import RelaySettings
+from replank.postgres import Pools, pending
+from replank.settings import ServiceSettings
+
+_log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 5.0
+# Of what `outbox.verify` finds, what a migration mends; the rest the relay sees to once it runs.
+_NOT_INSTALLED: Final = frozenset({"not_installed", "wrong_version", "missing_function"})
+
+
+class EventServiceSettings(ServiceSettings):
+    """What a service with an outbox and an inbox is told."""
+
+    run_relay: bool = True
+    """Whether this process publishes the service's events. Otherwise another one must: ``replank relay run``."""
+    relay: RelaySettings = RelaySettings()
+    inbox: InboxSettings = InboxSettings()
+
+
+class Service:
+    """What all services have in common, put together. Nothing is opened before the application starts.
+
+    ``name`` is the service's name in traces, metrics, Kafka groups and event sources; ``package`` is the one with its
+    ``migrations``. ``sends`` are the contracts that it appends to its outbox, ``receives`` those that it has handlers
+    for: the topics that it writes to are created if they are missing, those of its dead letters among them.
+    """
+
+    def __init__(
+        self,
+        settings: EventServiceSettings,
+        *,
+        name: str,
+        package: str,
+        sends: Sequence[type[Event]],
+        receives: Sequence[type[Event]],
+    ) -> None:
+        self.name = name
+        self.package = package
+        self.sends = tuple(sends)
+        self.receives = tuple(receives)
+        self.settings = settings
+        replica = settings.replica_dsn
+        self.pools = Pools(
+            settings.dsn.get_secret_value(),
+            service=name,
+            replica_dsn=replica.get_secret_value() if replica else None,
+            settings=settings.pools,
+        )
+        self.readiness = Readiness()
+        self._authenticator = Authenticator(
+            issuer=settings.auth_issuer, audience=settings.auth_audience, jwks=settings.auth_jwks
+        )
+        self._authz = (
+            AuthzClient(settings.authz_url, settings.service_token_file)
+            if settings.authz_url and settings.service_token_file
+            else None
+        )
+        self._broker = KafkaBroker(settings.kafka, consumer_only=True)
+        self._inbox: Inbox | None = None
+        self._relay: Relay | None = None
+        self._subscribe: Callable[[Inbox], None] = _handle_nothing
+        self._routers: list[APIRouter] = []
+        self._before: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._waiting: dict[str, str] = {}
+
+    def consume(self, subscribe: Callable[[Inbox], None]) -> None:
+        """``subscribe`` registers the handlers."""
+        self._subscribe = subscribe
+
+    def before_consuming(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
+        """Something that must have succeeded once, with Postgres there, before events are consumed."""
+        self._before.append((name, step))
+
+    def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Something to close in the end; the last one given is closed first."""
+        self._closers.append(close)
+
+    def route(self, router: APIRouter) -> None:
+        """Add HTTP routes."""
+        self._routers.append(router)
+
+    def app(self) -> FastAPI:
+        """The HTTP application, whose life is the service's life. Call it once."""
+        self.readiness.add("postgres", self.pools.check)
+        self.readiness.add("kafka", self._check_kafka)
+        if self.settings.run_relay:
+            self.readiness.add("relay", self._check_relay)
+        self.readiness.add("inbox", self._check_inbox)
+        self.readiness.add("keys", self._authenticator.check)
+        if self._authz is not None:
+            # Without it this service still consumes, and answers 503 where it has to ask.
+            self.readiness.add("auth-cache", self._authz.ping, required=False)
+            self.on_close(self._authz.close)
+        return create_app(
+            service=self.name,
+            version=version("replank"),
+            authenticator=self._authenticator,
+            authz=self._authz,
+            readiness=self.readiness,
+            routers=self._routers,
+            lifespan=self._lifespan,
+            max_body=self.settings.http_max_body,
+            metrics_open=self.settings.http_metrics_open,
+        )
+
+    def asyncapi(self, description: str) -> dict[str, Any]:
+        """The AsyncAPI document of what the service sends and receives."""
+        return asyncapi(self.name, description, sends=self.sends, receives=self.receives)
+
+    # --- life ---
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        outbox.default_source = f"replank/{self.name}"
+        stop = asyncio.Event()
+        publishing = asyncio.create_task(self._publish(stop), name="relay")
+        consuming = asyncio.create_task(self._consume(), name="consumers")
+        try:
+            yield
+        finally:
+            # Consumers first: what their last handlers append may still be published.
+            consuming.cancel()
+            await asyncio.wait([consuming])
+            stop.set()
+            await asyncio.wait([publishing], timeout=self.settings.shutdown_timeout if self._relay else 0.0)
+            publishing.cancel()
+            await asyncio.wait([publishing])
+            for close in reversed(self._closers):
+                await close()
+            await self.pools.close()
+
+    async def _publish(self, stop: asyncio.Event) -> None:
+        if not self.settings.run_relay:
+            return
+        await self._until_done("relay", self._require_migrated)
+        await self._until_done("relay", self._ensure_topics)
+        relay = self._relay = Relay(
+            dsn=self.settings.dsn.get_secret_value(), kafka=self.settings.kafka, settings=self.settings.relay
+        )
+        await self._until_done("relay", lambda: relay.run(stop))
+
+    async def _consume(self) -> None:
+        await self._until_done("inbox", self._require_migrated)
+        await self._until_done("inbox", self._ensure_topics)
+        for name, step in self._before:
+            await self._until_done(name, step)
+        inbox = await self._until_done("inbox", self._make_inbox)
+        await self._until_done("inbox", inbox.start)
+        self._inbox = inbox
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await inbox.stop()
+
+    async def _make_inbox(self) -> Inbox:
+        pool = await self.pools.write_heavy.open()
+        inbox = Inbox(self._broker, pool, consumer=self.name, settings=self.settings.inbox)
+        self._subscribe(inbox)
+        if inbox.contracts() != set(self.receives):
+            raise ConfigurationError(
+                f"{self.name} has not the handlers that it says it has",
+                fix="give Service the contracts under `receives` that its subscribers handle",
+            )
+        return inbox
+
+    async def _until_done(self, part: str, step: Callable[[], Awaitable[Result]]) -> Result:
+        """Do a step until it succeeds, and return its result. Meanwhile the readiness of ``part`` says why not."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                result = await step()
+            except ReplankError as error:
+                reason = str(error)
+                _log.warning("%s is not ready: %s", part, reason)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                _log.exception("%s is not ready for an unexpected reason", part)
+            else:
+                self._waiting.pop(part, None)
+                return result
+            self._waiting[part] = reason
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _require_migrated(self) -> None:
+        await self.pools.general_primary.check()
+        waiting = await pending(self.settings.dsn.get_secret_value(), self.package, "pre")
+        async with self.pools.general_primary.acquire() as conn:
+            wrong = [finding for finding in await outbox.verify(conn) if finding.code in _NOT_INSTALLED]
+        if waiting or wrong:
+            reason = f"{waiting[0].name} is not applied" if waiting else wrong[0].message
+            raise ConfigurationError(
+                f"the database of {self.name} is not migrated: {reason}",
+                fix=f"run `python -m {self.package} migrate pre`",
+            )
+
+    async def _ensure_topics(self) -> None:
+        missing = await topics.ensure(self._broker, self._topics(), create=self.settings.inbox.create_topics)
+        if missing:
+            raise DependencyUnavailable(
+                "kafka", f"there is no topic {', '.join(missing)}", fix="create it, or let this service create it"
+            )
+
+    def _topics(self) -> list[str]:
+        dead_letters = {f"{contract.event_topic}.dlq" for contract in self.receives}
+        return sorted({contract.event_topic for contract in self.sends} | dead_letters)
+
+    # --- readiness ---
+
+    async def _check_kafka(self) -> None:
+        missing = await topics.ensure(self._broker, self._topics(), create=False)
+        if missing:
+            raise DependencyUnavailable("kafka", f"there is no topic {', '.join(missing)}")
+
+    async def _check_relay(self) -> None:
+        if self._relay is None:
+            raise DependencyUnavailable("relay", self._waiting.get("relay", "starting"))
+        if not self._relay.healthy:
+            raise DependencyUnavailable("relay", self._relay.problem)
+
+    async def _check_inbox(self) -> None:
+        if self._inbox is None:
+            raise DependencyUnavailable("inbox", "; ".join(self._waiting.values()) or "starting")
+        if not self._inbox.healthy:
+            raise DependencyUnavailable("inbox", "; ".join(self._inbox.findings()))
+
+
+def _handle_nothing(_: Inbox) -> None:
+    """The subscribers of a service that consumes nothing."""

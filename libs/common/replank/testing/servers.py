@@ -1,0 +1,132 @@
+"""Where the test servers are, and a fresh database, topic or bucket on them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+from uuid import uuid4
+
+import asyncpg
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import for_code
+
+from replank.errors import ConfigurationError, DependencyUnavailable
+from replank.testing.wait import eventually
+
+PREFIX: Final = "replank_test"
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket of its own on the test object store, and how to reach it."""
+
+    url: str
+    access_key: str
+    secret_key: str
+    bucket: str
+
+
+def setting(variable: str) -> str:
+    """The value of an environment variable that says where a test server is. Raises `ConfigurationError`."""
+    value = os.environ.get(variable, "")
+    if not value:
+        raise ConfigurationError(
+            f"this test needs a real server and {variable} is not set",
+            fix=f"run it with `make test`, or start the server and set {variable}",
+        )
+    return value
+
+
+def fresh_name() -> str:
+    """A name that no other test, and no other run, has: good for a database, a topic, a bucket, a group."""
+    return f"{PREFIX}_{uuid4().hex[:16]}"
+
+
+@asynccontextmanager
+async def database(server_dsn: str) -> AsyncIterator[str]:
+    """The DSN of a new, empty database, dropped afterwards with whatever is still connected to it."""
+    name = fresh_name()
+    # template0: nobody can be connected to it, so tests that start at the same time do not refuse each other.
+    await _execute(server_dsn, f'create database "{name}" template template0')
+    try:
+        yield urlunsplit(urlsplit(server_dsn)._replace(path=f"/{name}"))
+    finally:
+        await _execute(server_dsn, f'drop database if exists "{name}" with (force)')
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    try:
+        conn = await asyncpg.connect(dsn, timeout=10)
+    except OSError as error:
+        raise DependencyUnavailable("postgres", f"the test Postgres does not answer: {error}") from error
+    try:
+        await conn.execute(statement)
+    finally:
+        await conn.close()
+
+
+@asynccontextmanager
+async def kafka_admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """An admin client that is started, and closed afterwards."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=20_000)
+    try:
+        await admin.start()
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def create_topic(bootstrap: str, name: str, *, partitions: int = 3, config: dict[str, str] | None = None) -> None:
+    """Create a topic and wait until every partition of it has a leader."""
+    async with kafka_admin(bootstrap) as admin:
+        topic = NewTopic(name, partitions, replication_factor=1, topic_configs=config or {})
+        response = await admin.create_topics([topic])
+        for _, code, *detail in response.topic_errors:
+            if code:
+                raise for_code(code)(f"the test topic {name} could not be created: {detail}")
+
+        async def has_leaders() -> bool:
+            (found,) = await admin.describe_topics([name])
+            leaders = [partition["leader"] for partition in found["partitions"]]
+            return len(leaders) == partitions and min(leaders) >= 0
+
+        await eventually(has_leaders, f"the topic {name} has a leader for each of {partitions} partitions")
+
+
+async def delete_topics(bootstrap: str, names: list[str]) -> None:
+    """Delete topics; those that a test deleted by itself are no error."""
+    async with kafka_admin(bootstrap) as admin:
+        await admin.delete_topics(names)
+
+
+@asynccontextmanager
+async def bucket(url: str, access_key: str, secret_key: str) -> AsyncIterator[Bucket]:
+    """A new bucket. Afterwards it is removed with its objects, unless the test made it keep old versions."""
+    # Only tests of object storage need the extra `objects`.
+    from minio import Minio  # noqa: PLC0415
+    from minio.error import S3Error  # noqa: PLC0415
+
+    endpoint = urlsplit(url)
+    client = Minio(endpoint.netloc, access_key=access_key, secret_key=secret_key, secure=endpoint.scheme == "https")
+    name = fresh_name().replace("_", "-")
+
+    def remove() -> None:
+        for found in client.list_objects(name, recursive=True):
+            if found.object_name:
+                client.remove_object(name, found.object_name)
+        try:
+            client.remove_bucket(name)
+        except S3Error as error:
+            if error.code not in {"BucketNotEmpty", "NoSuchBucket"}:
+                raise
+
+    await asyncio.to_thread(client.make_bucket, name)
+    try:
+        yield Bucket(url, access_key, secret_key, name)
+    finally:
+        await asyncio.to_thread(remove)

@@ -1,0 +1,77 @@
+"""A process as a service would be: one setup, a request, SQL, an outgoing call, a hot loop's spans, logs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from typing import Any
+
+import asyncpg
+import httpx
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from replank.telemetry import semconv
+from replank.telemetry.context import capture
+from replank.telemetry.setup import TelemetrySettings, instrument_asgi, setup
+from replank.telemetry.template import SpanTemplate
+
+
+class Route:
+    path = "/orders/{order_id}"
+
+
+async def handle(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    if scope["path"] == "/healthz":
+        logging.getLogger("flow").info("in good health")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    scope["route"] = Route()
+    structlog.contextvars.bind_contextvars(event_id="e-1", event_type="shop.order.paid.v1")
+    async with asyncpg.create_pool(os.environ["DSN"], min_size=1, max_size=1) as pool:
+        async with pool.acquire() as conn, conn.transaction():
+            await conn.execute("select $1::text", "hunter2")
+        await pool.fetchval("select 1")
+    logging.getLogger("flow").info("handled %s", "it", extra={"password": "hunter2", "attempt": 2})
+    structlog.get_logger("flow").info("from structlog", dsn="postgresql://ann:hunter2@db/shop")
+    logging.getLogger("uvicorn.error").info("from a library")
+    async with httpx.AsyncClient() as client:
+        await client.get(os.environ["OTHER"], params={"token": "hunter2"})
+    wait = SpanTemplate("replank.outbox", semconv.OUTBOX_WAIT, SpanKind.INTERNAL).start(
+        capture().traceparent or "none", time.time_ns()
+    )
+    publish = SpanTemplate(
+        "replank.outbox", semconv.publish("orders"), SpanKind.PRODUCER, {semconv.SYSTEM: semconv.KAFKA}
+    ).start(wait.traceparent, time.time_ns(), {semconv.MESSAGE_ID: "e-1"})
+    wait.end(time.time_ns())
+    publish.end(time.time_ns(), {semconv.KAFKA_OFFSET: 7})
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def main() -> None:
+    telemetry = setup(
+        TelemetrySettings(service_name="flow-test", otlp_endpoint=os.environ.get("OTLP"), sample_ratio=1.0)
+    )
+    app = instrument_asgi(handle)
+    try:
+        # SQL outside any flow: it must not begin a trace.
+        conn = await asyncpg.connect(os.environ["DSN"])
+        await conn.execute("select 'outside'")
+        await conn.close()
+        transport = httpx.ASGITransport(app)
+        headers = {"traceparent": os.environ["TRACEPARENT"]} if "TRACEPARENT" in os.environ else {}
+        async with httpx.AsyncClient(transport=transport, base_url="http://flow") as client:
+            await client.post("/orders/17?token=hunter2", headers=headers)
+            await client.get("/healthz")
+    finally:
+        await asyncio.to_thread(telemetry.shutdown)
+    assert not trace.get_current_span().is_recording()
+    print("done", flush=True)
+
+
+asyncio.run(main())
