@@ -1,0 +1,3 @@
+from replank_cli.main import main
+
+main()

@@ -1,0 +1,27 @@
+"""The two terminals of the command: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+output = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON, for programs; ``--json`` on a command selects it."""
+    output.print(json.dumps(value, default=str, ensure_ascii=False), markup=False, highlight=False)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
+    """A plain table for people. Cells are text: whatever they hold, it is never read as markup."""
+    table = Table(*columns, title=title, box=None, pad_edge=False, title_justify="left", header_style="bold")
+    for row in rows:
+        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    output.print(table)
