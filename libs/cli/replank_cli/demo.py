@@ -29,6 +29,10 @@ _TRACE_WITHIN: Final = 20.0
 Result = TypeVar("Result")
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def demo() -> None:
     """Plan a migration, and watch it go through all four services in one trace. Needs a running stack (`make up`)."""
     asyncio.run(_tell())

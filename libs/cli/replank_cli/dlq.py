@@ -16,7 +16,11 @@ from replank.inbox.store import Found
 from replank_cli.connection import Dsn, Service, connect, dsn_of
 from replank_cli.console import output, print_json, print_table
 
-app = typer.Typer(help="Dead letters: look at them, have them handled again, give them up.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    help="Dead letters: look at them, have them handled again, give them up.",
+    no_args_is_help=True,
+)
 
 Consumer: TypeAlias = Annotated[str, typer.Option("--consumer", "-c", help="Whose dead letters.")]
 Seqs: TypeAlias = Annotated[list[int] | None, typer.Argument(help="Numbers; all that the options leave if none.")]

@@ -19,7 +19,12 @@ from replank.errors import ConfigurationError, DependencyUnavailable
 from replank_cli.connection import Kafka, kafka_of
 from replank_cli.console import output, print_json
 
-app = typer.Typer(help="Look at what flows through Kafka.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Look at what flows through Kafka.", no_args_is_help=True)
+
+
+@app.callback()
+def events() -> None:
+    """Look at what flows through Kafka."""
 
 
 @app.command()

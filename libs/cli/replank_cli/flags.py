@@ -16,7 +16,11 @@ from replank.flags import Flag, FlagNotFound, FlagValue
 from replank_cli.connection import Dsn, Service, connect, dsn_of
 from replank_cli.console import output, print_json, print_table
 
-app = typer.Typer(help="Feature flags: change one here, every process knows within a second.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False,
+    help="Feature flags: change one here, every process knows within a second.",
+    no_args_is_help=True,
+)
 
 # The database in which flags are changed; the others have copies of it.
 _AUTHORITY = "schema"

@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import Any, Final
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command as command_of
 
 from replank.errors import ReplankError
-from replank_cli import demo, dlq, events, flags, outbox, relay, stack, traces
 from replank_cli.console import errors
 
-app = typer.Typer(
-    name="replank",
-    help="Replace every plank of a live Postgres while it sails.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-stack.register(app)
-app.command("demo")(demo.demo)
-app.add_typer(events.app, name="events")
-app.add_typer(outbox.app, name="outbox")
-app.add_typer(relay.app, name="relay")
-app.add_typer(dlq.app, name="dlq")
-app.add_typer(flags.app, name="flags")
-app.add_typer(traces.app, name="trace")
+_STACK: Final = ("up", "down", "status", "logs", "env")
+_LIBRARY: Final = {
+    "demo": "demo",
+    "events": "events",
+    "outbox": "outbox",
+    "relay": "relay",
+    "dlq": "dlq",
+    "flags": "flags",
+    "trace": "traces",
+}
+
+
+class _Commands(TyperGroup):
+    """Loads a command's module when it is asked for: all of them together take seconds, any one takes little."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
+        return [*_STACK, *_LIBRARY]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | TyperGroup | None:  # noqa: ARG002
+        if cmd_name in _STACK:
+            app = importlib.import_module("replank_cli.stack").forward(cmd_name)
+        elif cmd_name in _LIBRARY:
+            app = importlib.import_module(f"replank_cli.{_LIBRARY[cmd_name]}").app
+        else:
+            return None
+        command = command_of(app)
+        command.name = cmd_name
+        return command  # type: ignore[return-value]
+
+
+app = typer.Typer(name="replank", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def replank() -> None:
+    """Replace every plank of a live Postgres while it sails."""
 
 
 def main() -> None:
@@ -31,7 +56,7 @@ def main() -> None:
     try:
         app()
     except ReplankError as error:
-        errors.print(f"[bold red]error:[/] {error.message}", highlight=False)
+        errors.print(f"error: {error.message}", style="bold red", markup=False, highlight=False)
         if error.fix:
-            errors.print(f"  [dim]what to do:[/] {error.fix}", highlight=False)
+            errors.print(f"  what to do: {error.fix}", markup=False, highlight=False)
         sys.exit(1)

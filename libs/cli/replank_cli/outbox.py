@@ -14,7 +14,7 @@ from replank import outbox
 from replank_cli.connection import Dsn, Service, connect, dsn_of
 from replank_cli.console import output, print_json, print_table
 
-app = typer.Typer(help="An outbox in any database: install, check, look.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="An outbox in any database: install, check, look.", no_args_is_help=True)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from replank.outbox.settings import RelaySettings
 from replank.telemetry.setup import TelemetrySettings, setup
 from replank_cli.connection import Dsn, Kafka, Service, dsn_of, kafka_of
 
-app = typer.Typer(help="Publish what an outbox holds.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Publish what an outbox holds.", no_args_is_help=True)
 
 
 @app.callback()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Final
 
 import typer
 
 from replank.errors import ConfigurationError
 
-_COMMANDS = {
+_HELP: Final = {
     "up": "Start the local stack: servers, migrations, services.",
     "down": "Stop what `up` started. Data stays.",
     "status": "What runs, where, and whether it is ready.",
@@ -18,18 +19,16 @@ _COMMANDS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the stack's commands; they pass their arguments on to `replank_local`, which only this repository has."""
-    for name, text in _COMMANDS.items():
-        app.command(
-            name,
-            help=text,
-            context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-            add_help_option=False,
-        )(_forward(name))
+def forward(name: str) -> typer.Typer:
+    """A command that passes its arguments on to `replank_local`, which only this repository has."""
+    app = typer.Typer(add_completion=False)
 
-
-def _forward(name: str):  # type: ignore[no-untyped-def]
+    @app.command(
+        name,
+        help=_HELP[name],
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        add_help_option=False,
+    )
     def command(context: typer.Context) -> None:
         try:
             local = importlib.import_module("replank_local.main")
@@ -38,7 +37,7 @@ def _forward(name: str):  # type: ignore[no-untyped-def]
                 f"`replank {name}` needs the local stack, which is not installed here",
                 fix="run it in a checkout of Replank, after `make .venv`",
             ) from error
-        sys.argv = [f"replank {name}", name, *context.args]
+        sys.argv = ["replank", name, *context.args]
         local.main()
 
-    return command
+    return app

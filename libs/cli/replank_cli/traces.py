@@ -12,7 +12,9 @@ from replank.errors import ConfigurationError
 from replank.telemetry.jaeger import Jaeger, waterfall
 from replank_cli.console import output, print_table
 
-app = typer.Typer(help="One flow through all services, drawn in the terminal.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="One flow through all services, drawn in the terminal.", no_args_is_help=True
+)
 
 Url = Annotated[
     str | None, typer.Option("--jaeger", envvar="REPLANK_JAEGER_URL", help="Jaeger's query API.", show_default=False)
