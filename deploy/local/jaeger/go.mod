@@ -1,6 +1,6 @@
-module replank.dev/deploy/local/tools
+module replank.dev/deploy/local/jaeger
 
-go 1.26.8
+go 1.25.0
 
 replace github.com/Shopify/sarama => github.com/Shopify/sarama v1.33.0
 

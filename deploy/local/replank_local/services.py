@@ -1,0 +1,130 @@
+"""The services of a stack: what each is called, what it owns, and the environment it is started with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from replank_local.credentials import ADMIN, AUDIENCE, ISSUER, Secrets
+from replank_local.endpoints import S3_ACCESS_KEY, Endpoints
+from replank_local.places import CHECKOUT
+from replank_local.ports import HOST
+from replank_local.unit import Command, Place, Unit, http_ok
+
+READER: Final = "replank_benchmark_reader"
+"""The role by which the benchmark service reads its targets: it may look, and change nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One of the services. Everything it owns is named after it."""
+
+    name: str
+    port: int
+    """The port it has when that is free."""
+
+    @property
+    def _identifier(self) -> str:
+        return self.name.replace("-", "_")
+
+    @property
+    def module(self) -> str:
+        return f"replank_{self._identifier}"
+
+    @property
+    def database(self) -> str:
+        return self.module
+
+    @property
+    def role(self) -> str:
+        return self.module
+
+    @property
+    def prefix(self) -> str:
+        """What the names of its environment variables begin with."""
+        return f"REPLANK_{self._identifier.upper()}"
+
+    @property
+    def bucket(self) -> str:
+        return f"replank-{self.name}"
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its code is; None when it is not installed in this environment."""
+        found = importlib.util.find_spec(self.module)
+        return Path(found.origin).parent if found is not None and found.origin is not None else None
+
+    @property
+    def has_post_migrations(self) -> bool:
+        """Whether any migration waits until the service's new code runs. Asking the service takes seconds."""
+        return self.folder is not None and any((self.folder / "migrations").glob("*_post_*.sql"))
+
+
+SERVICES: Final[dict[str, Service]] = {
+    service.name: service
+    for service in (
+        Service("schema", 28101),
+        Service("auth-cache", 28102),
+        Service("benchmark", 28103),
+        Service("archiver", 28104),
+    )
+}
+
+
+def environment(service: Service, endpoints: Endpoints, secrets: Secrets) -> dict[str, str]:
+    """The variables that a service is configured by, without anything of the caller's own environment."""
+    settings = {
+        "DSN": endpoints.postgres(role=service.role, database=service.database),
+        "KAFKA": endpoints.kafka,
+        "OTLP_ENDPOINT": endpoints.otlp,
+        "TRACE_SAMPLE": "1.0",
+        "HTTP_HOST": HOST,
+        "HTTP_PORT": str(endpoints.ports[service.name]),
+        "AUTH_ISSUER": ISSUER,
+        "AUTH_AUDIENCE": AUDIENCE,
+        "AUTH_JWKS": str(secrets.jwks),
+        "AUTHZ_URL": endpoints.http("auth-cache"),
+        "SERVICE_TOKEN_FILE": str(secrets.token_file(service.name)),
+        "VALKEY_URL": endpoints.valkey("authorization"),
+        "S3_URL": endpoints.s3,
+        "S3_ACCESS_KEY": S3_ACCESS_KEY,
+        "S3_SECRET_KEY": endpoints.s3_secret_key,
+        "S3_BUCKET": service.bucket,
+    }
+    if service.name == "auth-cache":
+        # Nobody may do anything before somebody may: the administrator of this stack is the first.
+        settings["BOOTSTRAP_TUPLES"] = json.dumps([{"user": ADMIN, "relation": "plan", "object": "system:replank"}])
+    if service.name == "benchmark":
+        target = endpoints.postgres(role=READER, database=SERVICES["schema"].database)
+        settings["TARGETS"] = json.dumps({"schema": target})
+    return {f"{service.prefix}_{name}": value for name, value in settings.items()}
+
+
+def shell_file(variables: Mapping[str, str]) -> str:
+    """The variables as lines that a shell can source."""
+    return "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+
+
+def unit(service: Service) -> Unit:
+    """The process of a service."""
+
+    async def prepare(place: Place) -> Command:
+        return Command(
+            argv=[sys.executable, "-m", service.module],
+            cwd=CHECKOUT,
+            environment=environment(service, place.endpoints, place.secrets),
+        )
+
+    async def ready(place: Place) -> bool:
+        return await http_ok(place.ports[service.name], "/readyz")
+
+    return Unit(name=service.name, ports={service.name: service.port}, prepare=prepare, ready=ready)
+
+
+UNITS: Final = tuple(unit(service) for service in SERVICES.values())

@@ -1,0 +1,80 @@
+"""What `make env` prints survives a shell, and what services are told belongs to them alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from replank_local import report, services, state
+from replank_local.credentials import Secrets
+from replank_local.endpoints import Endpoints
+from replank_local.errors import NotRunning
+from replank_local.processes import identity_of
+from replank_local.servers import SERVERS
+from replank_local.services import SERVICES, UNITS
+from replank_local.state import State
+
+NAMED_BY_THE_CONTRACT = {
+    *(f"REPLANK_{name}_URL" for name in ("SCHEMA", "AUTH_CACHE", "BENCHMARK", "ARCHIVER", "CONSOLE", "JAEGER", "S3")),
+    *(f"REPLANK_{name}_DSN" for name in ("SCHEMA", "AUTH_CACHE", "BENCHMARK", "ARCHIVER")),
+    *("REPLANK_KAFKA", "REPLANK_TOKEN", "REPLANK_VALKEY_URL", "REPLANK_S3_ACCESS_KEY", "REPLANK_S3_SECRET_KEY"),
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The folder of a stack that runs, as far as its state says: its one process is this one."""
+    me = identity_of(os.getpid())
+    assert me is not None
+    ports = {name: 1000 + number for number, name in enumerate(n for u in (*SERVERS.values(), *UNITS) for n in u.ports)}
+    state.save(tmp_path, State(ports=ports, processes={"kafka": me}))
+    Secrets(tmp_path / "secrets").renew_tokens(list(SERVICES))
+    return tmp_path
+
+
+def in_shell(script: str, exports: str) -> dict[str, str]:
+    output = subprocess.run(
+        ["bash", "-c", f"{script}; env -0"], env={"EXPORTS": exports}, capture_output=True, text=True, check=True
+    ).stdout
+    return dict(entry.split("=", 1) for entry in output.split("\0") if entry)
+
+
+@pytest.mark.parametrize("script", ['eval "$EXPORTS"', "eval $EXPORTS"], ids=["quoted", "unquoted"])
+def test_every_name_of_the_contract_arrives_in_the_shell(root: Path, script: str) -> None:
+    variables = in_shell(script, report.shell_exports(root))
+    assert variables.keys() >= NAMED_BY_THE_CONTRACT
+    assert variables["REPLANK_CONSOLE_URL"] == ""
+    assert variables["REPLANK_TOKEN"] == Secrets(root / "secrets").token_file("admin").read_text()
+
+
+def test_values_that_a_shell_would_take_apart_arrive_whole() -> None:
+    odd = {"ODD": "a 'b' \"c\" $HOME `id` \\ ;&|<>*"}
+    assert in_shell('set -a; eval "$EXPORTS"', services.shell_file(odd))["ODD"] == odd["ODD"]
+
+
+def test_a_stack_that_does_not_run_has_no_addresses(tmp_path: Path) -> None:
+    with pytest.raises(NotRunning, match="make up"):
+        report.shell_exports(tmp_path)
+
+
+def test_a_stack_whose_processes_are_all_dead_has_no_addresses(root: Path) -> None:
+    known = state.load(root)
+    known.processes["kafka"] = known.processes["kafka"].model_copy(update={"started": "1@00000000"})
+    state.save(root, known)
+    with pytest.raises(NotRunning):
+        report.shell_exports(root)
+
+
+def test_each_service_has_database_role_bucket_prefix_and_port_of_its_own(root: Path) -> None:
+    secrets = Secrets(root / "secrets")
+    endpoints = Endpoints(state.load(root).ports, secrets)
+    told = {service.name: services.environment(service, endpoints, secrets) for service in SERVICES.values()}
+    for own in ("DSN", "HTTP_PORT", "S3_BUCKET", "SERVICE_TOKEN_FILE"):
+        values = [told[service.name][f"{service.prefix}_{own}"] for service in SERVICES.values()]
+        assert len(set(values)) == len(SERVICES), own
+    assert list(json.loads(told["benchmark"]["REPLANK_BENCHMARK_TARGETS"])) == ["schema"]
+    assert "_TARGETS" not in "".join(told["schema"])
