@@ -90,11 +90,10 @@ async def _reading(
             raise ConfigurationError(f"Kafka at {bootstrap} has no replank.* topic yet", fix="name a topic")
         consumer.assign(described)
         ends: dict[TopicPartition, int] = await consumer.end_offsets(described)
-        if beginning:
-            await consumer.seek_to_beginning(*described)
-        else:
-            for partition, end in ends.items():
-                consumer.seek(partition, end)
+        # Not seek_to_beginning: on a topic that was made a moment ago it may wait for ever.
+        starts = await consumer.beginning_offsets(described) if beginning else ends
+        for partition, start in starts.items():
+            consumer.seek(partition, start)
         yield consumer, ends
     finally:
         await consumer.stop()

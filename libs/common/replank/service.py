@@ -94,12 +94,13 @@ class Service:
             if settings.authz_url and settings.service_token_file
             else None
         )
-        self._broker = KafkaBroker(settings.kafka, consumer_only=True)
+        # Without a logger given, FastStream writes coloured lines of its own beside the log.
+        self._broker = KafkaBroker(settings.kafka, consumer_only=True, logger=_log)
         self._inbox: Inbox | None = None
         self._relay: Relay | None = None
         self._subscribe: Callable[[Inbox], None] = _handle_nothing
         self._routers: list[APIRouter] = []
-        self._before: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self.steps: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._waiting: dict[str, str] = {}
 
@@ -108,8 +109,8 @@ class Service:
         self._subscribe = subscribe
 
     def before_consuming(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Something that must have succeeded once, with Postgres there, before events are consumed."""
-        self._before.append((name, step))
+        """Something that must have succeeded once, with Postgres there, before events are consumed (see ``steps``)."""
+        self.steps.append((name, step))
 
     def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Something to close in the end; the last one given is closed first."""
@@ -182,7 +183,7 @@ class Service:
     async def _consume(self) -> None:
         await self._until_done("inbox", self._require_migrated)
         await self._until_done("inbox", self._ensure_topics)
-        for name, step in self._before:
+        for name, step in self.steps:
             await self._until_done(name, step)
         inbox = await self._until_done("inbox", self._make_inbox)
         await self._until_done("inbox", inbox.start)
@@ -235,22 +236,16 @@ class Service:
             )
 
     async def _ensure_topics(self) -> None:
-        missing = await topics.ensure(self._broker, self._topics(), create=self.settings.inbox.create_topics)
-        if missing:
-            raise DependencyUnavailable(
-                "kafka", f"there is no topic {', '.join(missing)}", fix="create it, or let this service create it"
-            )
+        await topics.ensure(self._broker, self._written_topics(), create=self.settings.inbox.create_topics)
 
-    def _topics(self) -> list[str]:
+    def _written_topics(self) -> list[str]:
         dead_letters = {f"{contract.event_topic}.dlq" for contract in self.receives}
         return sorted({contract.event_topic for contract in self.sends} | dead_letters)
 
     # --- readiness ---
 
     async def _check_kafka(self) -> None:
-        missing = await topics.ensure(self._broker, self._topics(), create=False)
-        if missing:
-            raise DependencyUnavailable("kafka", f"there is no topic {', '.join(missing)}")
+        await topics.ensure(self._broker, self._written_topics(), create=False)
 
     async def _check_relay(self) -> None:
         if self._relay is None:
@@ -260,7 +255,8 @@ class Service:
 
     async def _check_inbox(self) -> None:
         if self._inbox is None:
-            raise DependencyUnavailable("inbox", "; ".join(self._waiting.values()) or "starting")
+            reasons = [reason for part, reason in self._waiting.items() if part != "relay"]
+            raise DependencyUnavailable("inbox", "; ".join(reasons) or "starting")
         if not self._inbox.healthy:
             raise DependencyUnavailable("inbox", "; ".join(self._inbox.findings()))
 

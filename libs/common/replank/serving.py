@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -62,7 +62,7 @@ def main(
                 report = asyncio.run(migrate_database(settings.load().dsn.get_secret_value(), package, given.phase))
                 print(f"{package}: applied {len(report.applied)} of phase {given.phase}, {len(report.waiting)} to come")
             case "describe":
-                describe(compose(settings.model_validate(_NOWHERE)), given.folder)
+                _describe(described(settings, compose), given.folder)
             case _:
                 serve(compose(settings.load()))
     except ReplankError as error:
@@ -126,10 +126,18 @@ async def migrate_database(dsn: str, package: str, phase: Phase) -> MigrationRep
     return await migrate(dsn, package, phase)
 
 
-def describe(service: Service, folder: Path) -> None:
-    """Write ``asyncapi/<name>.json`` and ``openapi/<name>.json``. Raises `BreakingChange` before it writes anything."""
+def described(settings: type[Settings], compose: Callable[[Settings], Service]) -> dict[Path, dict[str, Any]]:
+    """The documents of a service, by where they belong below ``docs/reference``. Asks no server and no environment."""
+    service = compose(settings.model_validate(_NOWHERE))
     about = importlib.import_module(service.package).__doc__ or ""
-    documents.write(service.asyncapi(about.strip()), folder / "asyncapi" / f"{service.name}.json")
-    path = folder / "openapi" / f"{service.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(documents.text(service.app().openapi()))
+    name = f"{service.name}.json"
+    return {
+        Path("asyncapi", name): service.asyncapi(about.strip()),
+        Path("openapi", name): service.app().openapi(),
+    }
+
+
+def _describe(found: Mapping[Path, dict[str, Any]], folder: Path) -> None:
+    # The AsyncAPI document comes first, and is refused if it would break its readers.
+    for path, document in found.items():
+        documents.write(document, folder / path)

@@ -1,0 +1,1 @@
+"""What is kept in object storage, with the proof that it is there: the plans of migrations."""

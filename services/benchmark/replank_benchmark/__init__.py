@@ -1,0 +1,1 @@
+"""What databases do and cost: baselines of the sources of migrations."""

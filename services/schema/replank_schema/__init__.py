@@ -1,0 +1,1 @@
+"""Migration plans, and whether everything is there that must be before a migration may start."""

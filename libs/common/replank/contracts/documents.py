@@ -159,8 +159,11 @@ def _sent(document: _Schema) -> list[str]:
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    """Write a document where it is committed; `BreakingChange`, and nothing written, if it breaks the one there."""
-    if path.exists():
+    """Write a document where it is committed.
+
+    An AsyncAPI document that would break the one there is not written: `BreakingChange`.
+    """
+    if "asyncapi" in document and path.exists():
         faults = document_changes(json.loads(path.read_text()), document)
         if faults:
             raise BreakingChange(

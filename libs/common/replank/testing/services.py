@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-import asyncpg
 import httpx
 import jwt
 import uvicorn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -33,6 +31,7 @@ from uuid_utils.compat import uuid7
 from replank.events import Event, contract
 from replank.http.server import listening_socket
 from replank.outbox.append import Connection
+from replank.service import Service
 from replank.serving import migrate_database
 from replank.testing.wait import eventually
 
@@ -107,9 +106,33 @@ async def playing_rights(*allowed: tuple[str, str, str]) -> AsyncIterator[Rights
         await serving
 
 
+def basics(issuer: Issuer, *, dsn: str, kafka: str, name: str, authz_url: str) -> dict[str, Any]:
+    """The settings that every service has, for the service of this name."""
+    return {
+        "dsn": dsn,
+        "kafka": kafka,
+        "auth_issuer": issuer.issuer,
+        "auth_audience": issuer.audience,
+        "auth_jwks": str(issuer.jwks),
+        "authz_url": authz_url,
+        "service_token_file": issuer.token_file(f"service:{name}"),
+    }
+
+
 @asynccontextmanager
-async def living(app: FastAPI, token: str, *, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
-    """Start an application with all that its lifespan starts; a client with this token. ``ready`` waits until it is."""
+async def http_alone(service: Service, token: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service that runs neither its relay nor its consumers."""
+    transport = httpx.ASGITransport(service.app(), raise_app_exceptions=False)
+    headers = {"authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers) as client:
+        yield client
+    await service.pools.close()
+
+
+@asynccontextmanager
+async def living(service: Service, token: str, *, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a service that runs whole. ``ready`` waits until it is."""
+    app = service.app()
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     headers = {"authorization": f"Bearer {token}"}
     async with (
@@ -182,15 +205,10 @@ async def events_of(
     return found
 
 
-@asynccontextmanager
-async def migrated(dsn: str, package: str) -> AsyncIterator[asyncpg.Pool]:
-    """A pool on a service's database, with everything in it that its migrations make."""
-    for phase in ("pre", "post"):
-        await migrate_database(dsn, package, phase)
-    pool = await asyncpg.create_pool(dsn, min_size=1, max_size=6)
-    yield pool
-    async with asyncio.timeout(5):
-        await pool.close()
+async def migrate_completely(dsn: str, package: str) -> None:
+    """Bring a service's database to where its migrations lead."""
+    await migrate_database(dsn, package, "pre")
+    await migrate_database(dsn, package, "post")
 
 
 async def appended(conn: Connection) -> list[tuple[str | None, Event]]:

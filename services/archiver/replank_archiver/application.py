@@ -1,0 +1,33 @@
+"""The composition root: settings -> resources -> routes and subscribers."""
+
+from __future__ import annotations
+
+from replank.contracts.archiver import PlanArchived
+from replank.contracts.schema import MigrationPlanned
+from replank.objects import ObjectStore
+from replank.service import Service
+from replank_archiver import api
+from replank_archiver.settings import ArchiverSettings
+from replank_archiver.subscribers import subscribe
+
+
+def compose(settings: ArchiverSettings) -> Service:
+    """Put the service together. Opens nothing."""
+    service = Service(
+        settings,
+        name="archiver",
+        package="replank_archiver",
+        sends=[PlanArchived],
+        receives=[MigrationPlanned],
+    )
+    objects = ObjectStore(settings.object_store())
+
+    async def close_objects() -> None:
+        objects.close()
+
+    service.readiness.add("object store", objects.check)
+    service.on_close(close_objects)
+    service.before_consuming("object store", objects.ensure_bucket)
+    service.consume(lambda inbox: subscribe(inbox, objects))
+    service.route(api.router(service.pools))
+    return service

@@ -1,0 +1,1 @@
+"""Manifests: what is kept in object storage, with the digest that proves it."""

@@ -1,0 +1,91 @@
+"""Use cases: change the tuples of a store. Asking about them is in `replank_auth_cache.tuples.decisions`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from replank import outbox
+from replank.contracts.auth_cache import AccessGranted, AccessRevoked
+from replank.outbox.append import Connection
+from replank_auth_cache.tuples import store
+from replank_auth_cache.tuples.decisions import Decisions
+from replank_auth_cache.tuples.model import OnConflict, RelationTuple, UnknownStore, WriteConflict
+
+
+async def change(
+    conn: Connection,
+    decisions: Decisions,
+    name: str,
+    *,
+    writes: Sequence[RelationTuple] = (),
+    deletes: Sequence[RelationTuple] = (),
+    on_duplicate: OnConflict = OnConflict.ERROR,
+    on_missing: OnConflict = OnConflict.ERROR,
+    by: str,
+) -> int:
+    """Write and delete tuples of a store and say so, all or nothing, inside the caller's transaction.
+
+    Returns the store's new revision. Raises `UnknownStore`, `WriteConflict`.
+    """
+    held = await store.next_revision(conn, name)
+    if held is None:
+        raise UnknownStore(name)
+    incarnation, revision = held
+    now = datetime.now(UTC)
+    deleted = await store.delete(conn, name, deletes) if deletes else set()
+    missing = sorted(set(deletes) - deleted)
+    if missing and on_missing is OnConflict.ERROR:
+        raise WriteConflict(f"cannot delete a tuple which does not exist: {missing[0]}")
+    written = await store.insert(conn, name, writes, revision=revision, by=by, at=now) if writes else set()
+    present = sorted(set(writes) - written)
+    if present and on_duplicate is OnConflict.ERROR:
+        raise WriteConflict(f"cannot write a tuple which already exists: {present[0]}")
+    revoked = [
+        outbox.Message(
+            AccessRevoked(
+                store=name,
+                user=item.user,
+                relation=item.relation,
+                object=item.object,
+                revision=revision,
+                revoked_by=by,
+                revoked_at=now,
+            ),
+            key=item.object,
+            subject=item.object,
+        )
+        for item in sorted(deleted)
+    ]
+    granted = [
+        outbox.Message(
+            AccessGranted(
+                store=name,
+                user=item.user,
+                relation=item.relation,
+                object=item.object,
+                revision=revision,
+                granted_by=by,
+                granted_at=now,
+            ),
+            key=item.object,
+            subject=item.object,
+        )
+        for item in sorted(written)
+    ]
+    if revoked or granted:
+        await outbox.append_many(conn, revoked + granted)
+    # Before the commit, not after: between the two a check would still trust what was cached for the revision before.
+    decisions.advance(incarnation, revision)
+    return revision
+
+
+async def bootstrap(
+    conn: Connection, decisions: Decisions, stores: Iterable[str], name: str, first: Sequence[RelationTuple]
+) -> None:
+    """Add the stores, and to one of them its first tuples, if they are missing."""
+    await store.create_stores(conn, stores)
+    answers = [await store.check(conn, name, item) for item in first]
+    missing = [item for item, answer in zip(first, answers, strict=True) if answer is None or not answer.allowed]
+    if missing:
+        await change(conn, decisions, name, writes=missing, on_duplicate=OnConflict.IGNORE, by="service:auth-cache")

@@ -1,0 +1,123 @@
+"""Use cases of schema's plans on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from replank.contracts.schema import MigrationPlanned, MigrationReady, Source, plan_sha256
+from replank.testing.services import appended
+from replank_schema.plans import service, store
+from replank_schema.plans.model import Draft, Item, Migration, Phase, State
+from replank_schema.plans.service import Settled
+
+PLAN: dict[str, Any] = {"tables": ["orders", "products"], "batch": 500, "nested": {"ratio": 0.25, "none": None}}
+DRAFT = Draft("orders", "user:ada", Source(target="shop", table="public.kv"), PLAN)
+
+
+async def planned(database: asyncpg.Pool) -> Migration:
+    async with database.acquire() as conn, conn.transaction():
+        return await service.plan(conn, DRAFT, planned_by="user:ben")
+
+
+async def settle(
+    database: asyncpg.Pool, migration_id: UUID, item: Item, state: State = State.MET, detail: str = "seen"
+) -> Settled:
+    async with database.acquire() as conn, conn.transaction():
+        return await service.settle(conn, migration_id, item, state, detail=detail, event_id=uuid4())
+
+
+async def test_planning_keeps_the_plan_and_says_so_in_one_transaction(database: asyncpg.Pool) -> None:
+    migration = await planned(database)
+    async with database.acquire() as conn:
+        assert await store.get(conn, migration.id) == migration
+        assert await store.plan(conn, migration.id) == PLAN
+        assert [(line.item, line.state) for line in await store.checklist(conn, migration.id)] == [
+            (Item.ACCESS, State.PENDING),
+            (Item.BASELINE, State.PENDING),
+            (Item.ARCHIVE, State.PENDING),
+        ]
+        ((key, event),) = await appended(conn)
+    assert key == str(migration.id)
+    assert isinstance(event, MigrationPlanned)
+    assert (event.owner, event.planned_by) == ("user:ada", "user:ben")
+    assert event.plan == PLAN
+    assert event.plan_sha256 == plan_sha256(PLAN) == migration.plan_sha256
+
+
+async def test_planning_that_is_rolled_back_leaves_nothing(database: asyncpg.Pool) -> None:
+    async with database.acquire() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        await service.plan(conn, DRAFT, planned_by="user:ben")
+        await transaction.rollback()
+    async with database.acquire() as conn:
+        assert await store.page(conn, before=store.NEWEST, limit=10) == []
+        assert await appended(conn) == []
+
+
+@pytest.mark.parametrize("order", [list(Item), list(reversed(Item))], ids=["in order", "in reverse"])
+async def test_a_migration_is_ready_with_its_last_item_and_says_so_once(
+    database: asyncpg.Pool, order: list[Item]
+) -> None:
+    migration = await planned(database)
+    assert [await settle(database, migration.id, item) for item in order] == [
+        Settled.NOTED,
+        Settled.NOTED,
+        Settled.READY,
+    ]
+    assert await settle(database, migration.id, order[0]) is Settled.CLOSED
+    async with database.acquire() as conn:
+        found = await store.get(conn, migration.id)
+        events = [event for _, event in await appended(conn) if isinstance(event, MigrationReady)]
+    assert found is not None
+    assert found.phase is Phase.READY
+    assert found.ready_at is not None
+    assert [event.migration_id for event in events] == [migration.id]
+
+
+async def test_items_that_are_settled_at_the_same_time_make_one_ready(database: asyncpg.Pool) -> None:
+    migration = await planned(database)
+    outcomes = await asyncio.gather(*(settle(database, migration.id, item) for item in Item))
+    assert sorted(outcomes) == [Settled.NOTED, Settled.NOTED, Settled.READY]
+    async with database.acquire() as conn:
+        assert sum(isinstance(event, MigrationReady) for _, event in await appended(conn)) == 1
+
+
+async def test_a_failed_baseline_holds_the_migration_back_until_a_later_one_is_captured(database: asyncpg.Pool) -> None:
+    migration = await planned(database)
+    await settle(database, migration.id, Item.ACCESS)
+    await settle(database, migration.id, Item.ARCHIVE)
+    assert await settle(database, migration.id, Item.BASELINE, State.FAILED, "no such table") is Settled.NOTED
+    async with database.acquire() as conn:
+        (line,) = [line for line in await store.checklist(conn, migration.id) if line.item is Item.BASELINE]
+    assert (line.state, line.detail) == (State.FAILED, "no such table")
+    assert line.event_id is not None
+    assert await settle(database, migration.id, Item.BASELINE) is Settled.READY
+
+
+async def test_what_is_said_of_an_unknown_migration_changes_nothing(database: asyncpg.Pool) -> None:
+    assert await settle(database, uuid4(), Item.ACCESS) is Settled.UNKNOWN_MIGRATION
+    async with database.acquire() as conn:
+        assert await appended(conn) == []
+
+
+async def test_pages_show_the_newest_first_and_none_twice(database: asyncpg.Pool) -> None:
+    ids = [(await planned(database)).id for _ in range(5)]
+    async with database.acquire() as conn:
+        first = await store.page(conn, before=store.NEWEST, limit=3)
+        rest = await store.page(conn, before=first[-1].id, limit=3)
+    assert [migration.id for migration in first + rest] == list(reversed(ids))
+
+
+async def test_a_page_is_read_by_the_primary_key_alone(database: asyncpg.Pool) -> None:
+    async with database.acquire() as conn, conn.transaction():
+        await conn.execute("set local enable_seqscan = off")
+        plan = await conn.fetch("explain " + store._PAGE, store.NEWEST, 3)
+    text = "\n".join(row[0] for row in plan)
+    assert "Index Scan Backward using migration_pkey" in text
+    assert "Sort" not in text

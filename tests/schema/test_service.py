@@ -1,0 +1,315 @@
+"""The schema service alone, on real servers: everybody else is played by the test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
+
+import asyncpg
+import httpx
+import pytest
+import pytest_asyncio
+
+from replank.contracts.archiver import PlanArchived
+from replank.contracts.auth_cache import AccessGranted
+from replank.contracts.benchmark import BaselineRecorded
+from replank.contracts.schema import MigrationPlanned, MigrationReady
+from replank.testing import eventually
+from replank.testing.plugin import FaultProxies
+from replank.testing.services import Issuer, Rights, basics, emit, events_of, http_alone, living, playing_rights
+from replank_schema.application import compose
+from replank_schema.settings import SchemaSettings
+
+MAY_PLAN = ("user:ada", "plan", "system:replank")
+ORDERS: dict[str, Any] = {
+    "name": "orders",
+    "owner": "user:ben",
+    "source": {"target": "shop", "table": "public.kv"},
+    "plan": {"tables": ["orders"], "batch": 500},
+}
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Issuer:
+    return Issuer(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def rights() -> AsyncIterator[Rights]:
+    async with playing_rights(MAY_PLAN) as playing:
+        yield playing
+
+
+Configure = Callable[[str], SchemaSettings]
+
+
+@pytest.fixture
+def configure(kafka: str, issuer: Issuer, rights: Rights) -> Configure:
+    """The settings of a service on the database of the given DSN."""
+
+    def on(dsn: str) -> SchemaSettings:
+        given = basics(issuer, dsn=dsn, kafka=kafka, name="schema", authz_url=rights.url)
+        return SchemaSettings.model_validate(given)
+
+    return on
+
+
+@pytest.fixture
+def settings(database: asyncpg.Pool, postgres_dsn: str, configure: Configure) -> SchemaSettings:
+    return configure(postgres_dsn)
+
+
+@pytest_asyncio.fixture
+async def quiet(settings: SchemaSettings, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
+    async with http_alone(compose(settings), issuer.token()) as client:
+        yield client
+
+
+@pytest_asyncio.fixture
+async def refusing(untouched_dsn: str, configure: Configure, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose requests are all refused: the test fails if one of them leaves anything behind."""
+    async with http_alone(compose(configure(untouched_dsn)), issuer.token()) as client:
+        yield client
+    conn = await asyncpg.connect(untouched_dsn)
+    assert await count(conn) == (0, 0)
+    await conn.close()
+
+
+async def plan(client: httpx.AsyncClient, body: Any = ORDERS, key: str | None = None) -> httpx.Response:
+    return await client.post("/v1/migrations", json=body, headers={"idempotency-key": key or str(uuid4())})
+
+
+async def count(database: asyncpg.Pool | asyncpg.Connection) -> tuple[int, int]:
+    """How many migrations and events there are."""
+    return (
+        await database.fetchval("select count(*) from migration"),
+        await database.fetchval("select count(*) from replank_outbox.event"),
+    )
+
+
+async def test_a_planned_migration_is_announced_and_becomes_ready_by_the_events_of_others(
+    settings: SchemaSettings, kafka: str, issuer: Issuer
+) -> None:
+    async with living(compose(settings), issuer.token()) as client:
+        answer = await plan(client)
+        assert answer.status_code == 201, answer.text
+        shown = answer.json()
+        migration_id = UUID(shown["id"])
+        assert {line["item"]: line["state"] for line in shown["readiness"]} == dict.fromkeys(
+            ("access", "baseline", "archive"), "pending"
+        )
+        (planned,) = await events_of(kafka, MigrationPlanned, lambda event: event.migration_id == migration_id)
+        assert (planned.plan, planned.owner, planned.planned_by) == (ORDERS["plan"], "user:ben", "user:ada")
+
+        await emit_all(kafka, migration_id, planned)
+
+        async def is_ready() -> Any:
+            found = (await client.get(f"/v1/migrations/{migration_id}")).json()
+            assert found["phase"] == "ready", found["readiness"]
+            return found
+
+        ready = await eventually(is_ready, "the migration is ready", within=30)
+        assert {line["state"] for line in ready["readiness"]} == {"met"}
+        assert all(line["event_id"] for line in ready["readiness"])
+        (said,) = await events_of(kafka, MigrationReady, lambda event: event.migration_id == migration_id)
+        assert said.plan_sha256 == planned.plan_sha256
+
+
+async def emit_all(kafka: str, migration_id: UUID, planned: MigrationPlanned) -> None:
+    now = datetime.now(UTC)
+    key = f"migration:{migration_id}"
+    granted = AccessGranted(
+        store="replank",
+        user="user:ben",
+        relation="owner",
+        object=key,
+        revision=1,
+        granted_by="service:auth-cache",
+        granted_at=now,
+    )
+    # What is none of its business must not disturb it.
+    for stranger in ("migration:none", f"migration:{uuid4()}", "store:replank"):
+        await emit(kafka, granted.model_copy(update={"object": stranger}), key=stranger)
+    await emit(kafka, granted, key=key)
+    recorded = BaselineRecorded(
+        baseline_id=uuid4(),
+        migration_id=migration_id,
+        target="shop",
+        status="captured",
+        rows_estimated=10,
+        bytes_total=8192,
+        plan_cost=1.5,
+        recorded_at=now,
+    )
+    await emit(kafka, recorded, key=str(migration_id))
+    archived = PlanArchived(
+        migration_id=migration_id,
+        bucket="bucket",
+        object_key="key",
+        sha256=planned.plan_sha256,
+        size=10,
+        archived_at=now,
+    )
+    await emit(kafka, archived, key=str(migration_id))
+
+
+async def test_the_same_idempotency_key_plans_once(quiet: httpx.AsyncClient, database: asyncpg.Pool) -> None:
+    first = await plan(quiet, key="once")
+    again = await plan(quiet, key="once")
+    assert (first.status_code, again.status_code) == (201, 201)
+    assert again.json() == first.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["location"] == f"/v1/migrations/{first.json()['id']}"
+    assert await count(database) == (1, 1)
+    other = await plan(quiet, {**ORDERS, "name": "another"}, key="once")
+    assert other.status_code == 422
+    assert await count(database) == (1, 1)
+
+
+async def test_pages_lead_through_all_migrations(quiet: httpx.AsyncClient) -> None:
+    ids = [(await plan(quiet)).json()["id"] for _ in range(5)]
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    while True:
+        page = (await quiet.get("/v1/migrations", params=query)).json()
+        seen += [item["id"] for item in page["items"]]
+        if page["next"] is None:
+            break
+        query["cursor"] = page["next"]
+    assert seen == list(reversed(ids))
+
+
+def without(field: str) -> dict[str, Any]:
+    return {name: value for name, value in ORDERS.items() if name != field}
+
+
+def deep(levels: int) -> Any:
+    return json.loads('{"a":' * levels + "1" + "}" * levels)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({**ORDERS, "surprise": 1}, "surprise"),
+        ({**ORDERS, "name": 7}, "name"),
+        ({**ORDERS, "name": ""}, "name"),
+        ({**ORDERS, "name": "two\nlines"}, "name"),
+        ({**ORDERS, "owner": "ben"}, "owner"),
+        ({**ORDERS, "owner": "user:*"}, "owner"),
+        ({**ORDERS, "source": {"target": "shop"}}, "source"),
+        ({**ORDERS, "source": {"target": "shop", "table": 'x"; drop table migration'}}, "source"),
+        ({**ORDERS, "source": {"target": "shop", "table": "kv", "where": "1=1"}}, "where"),
+        ({**ORDERS, "plan": []}, "plan"),
+        ({**ORDERS, "plan": None}, "plan"),
+        ({**ORDERS, "plan": {"a": "nul \x00"}}, "body"),
+        ({**ORDERS, "plan": deep(70)}, "plan"),
+        (without("plan"), "plan"),
+        (without("owner"), "owner"),
+        ([ORDERS], "body"),
+    ],
+)
+async def test_a_request_that_does_not_fit_is_refused_by_field_and_leaves_nothing(
+    refusing: httpx.AsyncClient, body: Any, field: str
+) -> None:
+    answer = await plan(refusing, body)
+    assert answer.status_code == 422, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert any(field in fault["field"] for fault in answer.json()["errors"]), answer.text
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 400),
+        (b'{"plan": {"a": ' + b"[" * 100_000, 400),
+        (json.dumps({**ORDERS, "plan": {"a": 1}}).replace("1}", "1e999}").encode(), 422),
+        (json.dumps({**ORDERS, "plan": {"a": "x" * 2_000_000}}).encode(), 413),
+    ],
+    ids=["cut off", "nested without end", "infinite", "too large"],
+)
+async def test_bytes_that_are_no_acceptable_json_are_refused_and_leave_nothing(
+    refusing: httpx.AsyncClient, content: bytes, status: int
+) -> None:
+    headers = {"content-type": "application/json", "idempotency-key": "k"}
+    answer = await refusing.post("/v1/migrations", content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+
+
+async def test_planning_needs_an_idempotency_key(refusing: httpx.AsyncClient) -> None:
+    answer = await refusing.post("/v1/migrations", json=ORDERS)
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:replank:problem:idempotency-key-missing")
+
+
+async def test_who_has_not_the_right_is_refused_and_who_has_no_token_too(
+    refusing: httpx.AsyncClient, issuer: Issuer, rights: Rights
+) -> None:
+    eve = {"authorization": f"Bearer {issuer.token('user:eve')}", "idempotency-key": "k"}
+    refused = await refusing.post("/v1/migrations", json=ORDERS, headers=eve)
+    assert refused.status_code == 403
+    assert refused.json()["subject"] == "user:eve"
+    assert rights.asked[-1] == ("user:eve", "plan", "system:replank")
+    assert (await refusing.get("/v1/migrations", headers=eve)).status_code == 403
+    for token in ("", "Bearer nonsense", f"Bearer {issuer.token(aud='other')}", f"Bearer {issuer.token(exp=1)}"):
+        answer = await refusing.get("/v1/migrations", headers={"authorization": token})
+        assert answer.status_code == 401, token
+
+
+@pytest.mark.parametrize("path", [f"/v1/migrations/{uuid4()}", "/v1/nothing"])
+async def test_what_is_not_there_is_a_404(refusing: httpx.AsyncClient, path: str) -> None:
+    answer = await refusing.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+async def test_without_auth_cache_nobody_may_and_nothing_is_written(
+    untouched_dsn: str, configure: Configure, issuer: Issuer, refusing: httpx.AsyncClient
+) -> None:
+    deaf = configure(untouched_dsn).model_copy(update={"authz_url": "http://127.0.0.1:1"})
+    async with http_alone(compose(deaf), issuer.token()) as client:
+        answer = await plan(client)
+    assert (answer.status_code, answer.json()["dependency"]) == (503, "auth-cache")
+    assert "retry-after" in answer.headers
+
+
+async def test_it_starts_without_postgres_says_so_and_recovers_by_itself(
+    configure: Configure, issuer: Issuer, database: asyncpg.Pool, postgres_dsn: str, fault_proxy: FaultProxies
+) -> None:
+    parts = urlsplit(postgres_dsn)
+    proxy = await fault_proxy(f"{parts.hostname}:{parts.port}")
+    await proxy.refuse()
+    through = urlunsplit(parts._replace(netloc=f"{parts.username}@{proxy.address}"))
+    service = compose(configure(through))
+    async with living(service, issuer.token(), ready=False) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        waiting = await client.get("/readyz")
+        assert waiting.status_code == 503
+        dependencies = waiting.json()["dependencies"]
+        assert not dependencies["postgres"]["ready"]
+        assert not dependencies["relay"]["ready"]
+        assert not dependencies["inbox"]["ready"]
+        assert (await plan(client)).json()["dependency"] == "postgres"
+        await proxy.heal()
+
+        async def is_ready() -> bool:
+            return (await client.get("/readyz")).status_code == 200
+
+        await eventually(is_ready, "it is ready once Postgres answers", within=30)
+        assert (await plan(client)).status_code == 201
+
+
+async def test_a_database_that_is_not_migrated_is_named_with_what_to_do(
+    postgres_dsn: str, configure: Configure, issuer: Issuer
+) -> None:
+    settings = configure(postgres_dsn)
+    async with living(compose(settings), issuer.token(), ready=False) as client:
+
+        async def says_what_to_do() -> bool:
+            answer = await client.get("/readyz")
+            assert answer.status_code == 503
+            return "replank_schema migrate pre" in answer.text
+
+        await eventually(says_what_to_do, "readiness says how to migrate")
