@@ -91,6 +91,20 @@ async def test_stall_holds_everything_and_loses_nothing(proxy: FaultProxy) -> No
         assert await asking == b"hello"
 
 
+async def test_strand_silences_what_is_open_for_good_and_takes_what_is_new(proxy: FaultProxy) -> None:
+    async with connected(proxy) as streams:
+        await ask(streams)
+        proxy.strand()
+        await proxy.heal()
+        asking = asyncio.create_task(ask(streams))
+        done, _ = await asyncio.wait({asking}, timeout=0.2)
+        assert not done
+        assert proxy.connections == 1, "nobody was told"
+        async with connected(proxy) as others:
+            assert await ask(others) == b"hello"
+        asking.cancel()
+
+
 async def test_slow_delays_each_way(proxy: FaultProxy) -> None:
     proxy.slow(delay=0.1)
     async with connected(proxy) as streams:

@@ -6,6 +6,7 @@ Point a client at ``proxy.address`` instead of the server, and break the way bet
     proxy.cut()                 # every connection is reset, new ones are taken
     await proxy.refuse()        # every connection is reset, new ones are refused
     proxy.stall()               # connections stay open and nothing passes: the slow death that needs a timeout
+    proxy.strand()              # open connections are silent for good, new ones pass: their server has vanished
     proxy.slow(delay=0.2)       # every chunk waits
     proxy.cut_after(1_000_000)  # reset in the middle of a transfer
     await proxy.heal()          # all as before
@@ -92,6 +93,14 @@ class FaultProxy:
         """Keep connections open, take new ones, and let nothing pass until `heal`."""
         self._flowing.clear()
 
+    def strand(self) -> None:
+        """Let nothing pass on the open connections any more, not even after `heal`. New ones are forwarded.
+
+        So it is when a server fails over, or a firewall forgets a connection: nobody is told.
+        """
+        for link in self._links:
+            link.stranded = True
+
     def slow(self, *, delay: float) -> None:
         """Let every chunk of up to 64 KiB wait for ``delay`` seconds, in either direction."""
         self._delay = delay
@@ -147,6 +156,8 @@ class FaultProxy:
                 if self._delay:
                     await asyncio.sleep(self._delay)
                 await self._flowing.wait()
+                if link.stranded:
+                    continue
                 limit = self._limits[direction]
                 link.passed[direction] += len(chunk)
                 if limit is not None and link.passed[direction] > limit:
@@ -165,6 +176,7 @@ class _Link:
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self._ends = (client, server)
         self.passed: dict[Direction, int] = {"to_server": 0, "to_client": 0}
+        self.stranded = False
 
     def reset(self) -> None:
         for end in self._ends:
