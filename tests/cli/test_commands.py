@@ -12,7 +12,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from replank import Event, flags, inbox, outbox
+from replank import Event, inbox, outbox
 from replank.outbox.relay import Relay
 from replank.telemetry.jaeger import Jaeger
 
@@ -106,9 +106,12 @@ async def test_a_missing_topic_and_a_dead_broker_are_one_clear_line(kafka: str) 
 async def test_a_flag_is_set_shown_and_deleted_with_its_history(postgres_dsn: str) -> None:
     conn = await asyncpg.connect(postgres_dsn)
     await outbox.install(conn)
-    await flags.install(conn)
     await conn.close()
     dsn = ("--dsn", postgres_dsn)
+    early = await replank("flags", "list", *dsn)
+    assert early.code == 1
+    assert "replank flags install" in early.error
+    assert (await replank("flags", "install", *dsn)).code == 0
     assert (
         await replank("flags", "set", "new-checkout", "true", "--rollout", "25", "--reason", "trial", *dsn)
     ).code == 0

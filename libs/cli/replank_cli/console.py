@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +13,8 @@ from rich.table import Table
 output = Console(soft_wrap=True)
 errors = Console(stderr=True, soft_wrap=True)
 
+_NO_WIDTH: Final = 100_000
+
 
 def print_json(value: Any) -> None:
     """One line of JSON, for programs; ``--json`` on a command selects it."""
@@ -20,8 +22,12 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> None:
-    """A plain table for people. Cells are text: whatever they hold, it is never read as markup."""
-    table = Table(*columns, title=title, box=None, pad_edge=False, title_justify="left", header_style="bold")
+    """A plain table for people. Cells are text: whatever they hold, it is never read as markup, and never cut off."""
+    table = Table(title=title, box=None, pad_edge=False, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
-    output.print(table)
+    # A pipe or a file has no width: there each row is one line.
+    console = output if output.is_terminal else Console(file=output.file, width=_NO_WIDTH)
+    console.print(table)

@@ -28,6 +28,18 @@ By: TypeAlias = Annotated[str | None, typer.Option(help="Who changes it; the log
 Json: TypeAlias = Annotated[bool, typer.Option("--json")]
 
 
+@app.command()
+def install(dsn: Dsn = None, service: Service = _AUTHORITY) -> None:
+    """Make the tables of flags in a database that has an outbox. Safe to repeat."""
+
+    async def run() -> None:
+        async with connect(dsn_of(dsn, service)) as conn:
+            await flags.install(conn)
+
+    asyncio.run(run())
+    output.print("flags are installed")
+
+
 @app.command("list")
 def list_(dsn: Dsn = None, service: Service = _AUTHORITY, as_json: Json = False) -> None:
     """All flags."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import asyncpg
 
 from replank import outbox
+from replank.connection import Connection
 from replank.flags.errors import FlagConflict, FlagNotFound, FlagsNotInstalled
 from replank.flags.model import Flag, FlagValue, check_author, check_name, check_rollout, encode_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 Pool: TypeAlias = "asyncpg.Pool[Any]"
 
 _LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('replank_flags.install', 0))"

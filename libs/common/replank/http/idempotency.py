@@ -25,10 +25,10 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.http.auth import current_principal
 from replank.http.problems import Problem
-from replank.postgres.pools import Connection
 from replank.telemetry import metrics
 
 HEADER: Final = "idempotency-key"

@@ -31,10 +31,11 @@ from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker
 from uuid_utils.compat import uuid7
 
+from replank.connection import Connection
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
 from replank.events import Event
 from replank.inbox import store, topics, tracing
-from replank.inbox.delivery import Batch, Connection, Delivery
+from replank.inbox.delivery import Batch, Delivery
 from replank.inbox.install import verify
 from replank.inbox.limit import DlqLimit
 from replank.inbox.outcome import Outcome, is_transient

@@ -14,9 +14,9 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.inbox import store
-from replank.inbox.delivery import Connection
 from replank.inbox.envelope import Envelope
 from replank.inbox.outcome import Reason
 from replank.inbox.store import Death, Found

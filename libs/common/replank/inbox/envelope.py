@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from aiokafka import ConsumerRecord
+if TYPE_CHECKING:
+    from aiokafka import ConsumerRecord
 
 _V7: Final = 0x7 << 76
 _VARIANT: Final = 0b10 << 62

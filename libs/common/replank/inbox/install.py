@@ -6,9 +6,9 @@ import importlib.resources
 from datetime import timedelta
 from typing import Final
 
+from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.inbox import store
-from replank.inbox.delivery import Connection
 from replank.inbox.settings import InboxSettings
 from replank.outbox import Finding
 

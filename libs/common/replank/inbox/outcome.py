@@ -12,8 +12,8 @@ from enum import StrEnum
 
 import asyncpg
 
+from replank.connection import Connection
 from replank.errors import DependencyUnavailable, ReplankError
-from replank.inbox.delivery import Connection
 
 
 @dataclass(frozen=True, slots=True)

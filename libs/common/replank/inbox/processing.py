@@ -12,10 +12,11 @@ from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
+from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.events import Event, InvalidEvent
 from replank.inbox import dead_letters, store, tracing
-from replank.inbox.delivery import Batch, Connection, Delivery
+from replank.inbox.delivery import Batch, Delivery
 from replank.inbox.envelope import Envelope
 from replank.inbox.outcome import Dead, Done, Outcome, Reason, Retry, is_transient
 from replank.inbox.settings import InboxSettings

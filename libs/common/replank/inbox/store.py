@@ -12,8 +12,8 @@ from uuid import UUID
 
 import asyncpg
 
+from replank.connection import Connection
 from replank.errors import ReplankError
-from replank.inbox.delivery import Connection
 from replank.inbox.envelope import Envelope, envelope
 from replank.inbox.outcome import Reason
 

@@ -35,10 +35,10 @@ from aiokafka.errors import (
 )
 from faststream import AckPolicy
 
+from replank.connection import Connection
 from replank.errors import DependencyUnavailable
 from replank.events import Event
 from replank.inbox import envelope
-from replank.inbox.delivery import Connection
 from replank.inbox.envelope import Envelope
 from replank.inbox.limit import DlqGauge, DlqLimit
 from replank.inbox.outcome import is_transient

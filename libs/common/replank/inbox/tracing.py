@@ -11,30 +11,20 @@ from contextlib import contextmanager
 from typing import Final
 
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, Context
-from opentelemetry.trace import INVALID_SPAN, Link, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from replank.inbox.envelope import Envelope
+from replank.telemetry.context import Carried, link_to
 
 _tracer: Final = trace.get_tracer("replank.inbox")
 _MOST_LINKS: Final = 128  # the SDK's default limit; more would be dropped in silence
 
 
-def _producer(event: Envelope) -> Context:
-    carrier = {
-        name: event.attributes[name].decode(errors="replace")
-        for name in ("traceparent", "tracestate", "baggage")
-        if name in event.attributes
-    }
-    return propagate.extract(carrier, context=Context())
-
-
-def _sampled(event: Envelope) -> bool:
-    # The flags are the last two hexadecimal digits; the propagator judges the rest.
-    flags = event.attributes.get("traceparent", b"")[-2:]
-    return flags[-1:] in b"13579bdf" if flags else False
+def _carried(event: Envelope) -> Carried:
+    return Carried(event.text("traceparent"), event.text("tracestate"), event.text("baggage"))
 
 
 def _attributes(consumer_group: str, event: Envelope) -> dict[str, AttributeValue]:
@@ -76,21 +66,22 @@ def processing(consumer_group: str, events: Sequence[Envelope], attempt: int) ->
     A batch is part of the trace of its first sampled event and linked to those of the others.
     """
     first = events[0]
-    sampled = [event for event in events if _sampled(event)]
-    if not sampled and "traceparent" in first.attributes:
-        with _current(_producer(first)):
+    sampled = [(event, carried) for event in events if (carried := _carried(event)).sampled]
+    parent, carried = sampled[0] if sampled else (first, _carried(first))
+    context = carried.context()
+    if not sampled and trace.get_current_span(context).get_span_context().is_valid:
+        with _current(context):
             yield INVALID_SPAN
         return
-    parent = sampled[0] if sampled else first
     attributes = _attributes(consumer_group, parent)
     attributes["replank.inbox.attempt"] = attempt
     links = []
     if len(events) > 1:
         attributes["messaging.batch.message_count"] = len(events)
-        links = [link for event in sampled[1:_MOST_LINKS] if (link := link_to(event))]
+        links = [link for _, carried in sampled[1:_MOST_LINKS] if (link := link_to(carried))]
     with _tracer.start_as_current_span(
         f"process {first.topic}",
-        context=_producer(parent),
+        context=context,
         kind=SpanKind.CONSUMER,
         attributes=attributes,
         links=links,
@@ -103,7 +94,7 @@ def processing(consumer_group: str, events: Sequence[Envelope], attempt: int) ->
 @contextmanager
 def redriving(consumer_group: str, event: Envelope, attempt: int) -> Iterator[Span]:
     """The span of a redrive: a new trace, linked to the one in which the event died."""
-    link = link_to(event)
+    link = link_to(_carried(event))
     with (
         _current(Context()),
         _tracer.start_as_current_span(
@@ -120,12 +111,6 @@ def redriving(consumer_group: str, event: Envelope, attempt: int) -> Iterator[Sp
         ) as span,
     ):
         yield span
-
-
-def link_to(event: Envelope) -> Link | None:
-    """A link to the span that sent the event, if it says which."""
-    sent: SpanContext = trace.get_current_span(_producer(event)).get_span_context()
-    return Link(sent) if sent.is_valid else None
 
 
 def mark(span: Span, outcome: str, *, failed: bool) -> None:

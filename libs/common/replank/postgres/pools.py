@@ -17,19 +17,15 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeAlias
+from typing import Annotated, Final, Literal, Self
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from replank.connection import Connection
 from replank.errors import ConfigurationError, DependencyUnavailable
 from replank.telemetry import metrics
-
-if TYPE_CHECKING:
-    Connection: TypeAlias = PoolConnectionProxy[asyncpg.Record]
-else:
-    Connection = PoolConnectionProxy
 
 _log = logging.getLogger(__name__)
 
@@ -251,7 +247,7 @@ class Pool:
             # asyncpg terminates the connections when its close() is cancelled.
             _log.warning("the pool %s was cut with connections in use", self.name, extra={"pool": self.name})
 
-    async def _checkout(self, pool: asyncpg.Pool[asyncpg.Record], within: float) -> Connection:
+    async def _checkout(self, pool: asyncpg.Pool[asyncpg.Record], within: float) -> PoolConnectionProxy[asyncpg.Record]:
         started = time.perf_counter()
         self._waiting += 1
         try:
@@ -355,7 +351,7 @@ class Pools:
         await self.close()
 
 
-def _is_lost(conn: Connection) -> bool:
+def _is_lost(conn: PoolConnectionProxy[asyncpg.Record]) -> bool:
     try:
         return conn.is_closed()
     except asyncpg.InterfaceError:

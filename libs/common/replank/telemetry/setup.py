@@ -4,7 +4,8 @@
     ...
     telemetry.shutdown()
 
-From then on SQL (asyncpg) and outgoing HTTP (httpx) make spans, and `instrument_asgi` does it for incoming HTTP.
+From then on SQL (asyncpg) and outgoing HTTP (httpx) make spans. Incoming HTTP does where the application makes them, as
+what `replank.http.create_app` returns.
 Nothing here can take the service down: see `replank.telemetry.pipeline`.
 """
 
@@ -14,15 +15,14 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
 from opentelemetry.baggage.propagation import W3CBaggagePropagator
-from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
 from opentelemetry.instrumentation.httpx import HTTPXClientInstrumentor
 from opentelemetry.propagators.composite import CompositePropagator
@@ -39,7 +39,7 @@ from replank.telemetry.registry import render_metrics
 from replank.telemetry.sampling import SAMPLER
 from replank.telemetry.template import use_sink
 
-__all__ = ["Telemetry", "TelemetrySettings", "instrument_asgi", "render_metrics", "setup"]
+__all__ = ["Telemetry", "TelemetrySettings", "render_metrics", "setup"]
 
 _log = logging.getLogger(__name__)
 
@@ -199,28 +199,3 @@ def _use_provider(settings: TelemetrySettings) -> None:
     if provider not in _Process.providers:
         provider.add_span_processor(_processor)
         _Process.providers.append(provider)
-
-
-def instrument_asgi(app: Any, *, excluded_paths: Sequence[str] = ("/healthz", "/readyz", "/metrics")) -> Any:
-    """An ASGI application with a SERVER span around each request, but those to ``excluded_paths``.
-
-    For applications of one's own: what `replank.http.create_app` returns makes these spans by itself. A span is named
-    ``METHOD /the/{route}`` once the route is known, so that names stay few.
-    """
-
-    async def named_by_route(scope: Any, receive: Any, send: Any) -> None:
-        span = trace.get_current_span()
-
-        async def send_named(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", None)
-                span.update_name(f"{scope['method']} {path}" if path else str(scope["method"]))
-                if path:
-                    span.set_attribute("http.route", path)
-            await send(message)
-
-        await app(scope, receive, send_named if scope["type"] == "http" and span.is_recording() else send)
-
-    # They are searched for in the whole URL: without the anchors, /metrics would exclude /v1/metrics too.
-    excluded = ",".join(f"https?://[^/]*{path}$" for path in excluded_paths)
-    return OpenTelemetryMiddleware(named_by_route, excluded_urls=excluded, exclude_spans=["receive", "send"])

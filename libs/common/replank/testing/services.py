@@ -28,9 +28,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uuid_utils.compat import uuid7
 
+from replank.connection import Connection
 from replank.events import Event, contract
 from replank.http.server import listening_socket
-from replank.outbox.append import Connection
 from replank.service import Service
 from replank.serving import migrate_database
 from replank.testing.wait import eventually
