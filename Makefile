@@ -85,8 +85,12 @@ docs: .venv/.stamp ## write what is generated under docs/reference; a test compa
 	@mv docs/reference/metrics.md.new docs/reference/metrics.md
 	@for module in $(notdir $(wildcard services/*/replank_*)); do $(BIN)/python -m $$module describe docs/reference; done
 
-lock: .venv/.stamp ## write requirements.lock anew; UPGRADE=1 to newer versions (uv.lock is not kept in git)
+lock: .venv/.stamp ## write the lock files anew; UPGRADE=1 to newer versions (uv.lock is not kept in git)
 	@$(BIN)/uv lock --quiet $(if $(UPGRADE),--upgrade)
 	@$(BIN)/uv export --quiet --all-packages --all-extras --all-groups --no-emit-workspace --no-annotate --no-header \
 		--format requirements-txt --output-file requirements.lock
+	@$(BIN)/uv export --quiet --package replank --extra service --no-dev --no-emit-workspace --no-annotate --no-header \
+		--format requirements-txt --output-file deploy/docker/requirements.lock
+	@$(BIN)/uv export --quiet --only-group build --no-emit-workspace --no-annotate --no-header \
+		--format requirements-txt --output-file deploy/docker/build.lock
 	@touch .venv/.stamp

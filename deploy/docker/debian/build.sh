@@ -8,9 +8,9 @@ shift
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/replank
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
-cp -r "$here/Dockerfile" "$here/entrypoints" "$here/kafka-topics.sh" "$context"
+cp -r "$here/Dockerfile" "$here/entrypoints" "$context"
 newest() {
-    # shellcheck disable=SC2012  # names of our own making
+    # shellcheck disable=SC2012,SC2086  # names of our own making; a pattern
     found=$(ls -td "$cache"/$1 2>/dev/null | head -n 1)
     [ -n "$found" ] || { echo "nothing in $cache is called $1: run \`make up\` without Docker once" >&2; exit 1; }
     echo "$found"

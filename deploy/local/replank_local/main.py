@@ -14,7 +14,7 @@ from rich.console import Console
 
 from replank.errors import ReplankError
 from replank_local import artifacts, compose, native, report, run, state
-from replank_local.errors import NotRunning
+from replank_local.errors import NotRunning, StackError
 from replank_local.places import STACK_ROOT
 from replank_local.progress import Progress
 from replank_local.servers import TEST_SERVERS
@@ -48,7 +48,9 @@ def _up(root: Path, progress: Progress, *, only_servers: bool = False) -> None:
     known = state.load(root)
     way = known.way if known.processes or known.way == "docker" else compose.choose_way(progress)
     if way == "docker":
-        compose.up(root, progress)
+        if only_servers:
+            raise StackError("--only-servers is for processes, and this stack is Docker's", fix="leave it out")
+        asyncio.run(compose.up(root, progress))
     else:
         asyncio.run(native.up(root, progress, only_servers=only_servers))
 
@@ -58,8 +60,7 @@ def down(root: Root = STACK_ROOT) -> None:
     """Stop what `up` started. Data stays."""
     progress = Progress.to_stderr()
     if state.load(root).way == "docker":
-        compose.down(root)
-        state.save(root, state.State(ports=state.load(root).ports))
+        asyncio.run(compose.down(root, progress))
     elif not asyncio.run(native.down(root, progress)):
         progress.say("stack", "was not running")
 
@@ -68,7 +69,8 @@ def down(root: Root = STACK_ROOT) -> None:
 def status(root: Root = STACK_ROOT) -> None:
     """What runs, where, and whether it is ready; exit status 1 when something is not."""
     if state.load(root).way == "docker":
-        compose.status(root)
+        if not compose.status(root):
+            raise typer.Exit(1)
         return
     if not state.load(root).processes:
         raise NotRunning
@@ -99,15 +101,18 @@ def env(root: Root = STACK_ROOT) -> None:
 @app.command()
 def clean(root: Root = STACK_ROOT) -> None:
     """Remove data, secrets and logs of a stopped stack."""
-    if state.load(root).way == "docker":
-        compose.clean(root)
-    asyncio.run(native.clean(root, Progress.to_stderr()))
+    progress = Progress.to_stderr()
+    asyncio.run(compose.clean(root, progress))
+    asyncio.run(native.clean(root, progress))
 
 
 @app.command()
 def restart(name: str, root: Root = STACK_ROOT) -> None:
     """Stop one server or service, and start it again on the same data."""
-    asyncio.run(native.restart(root, name, Progress.to_stderr()))
+    if state.load(root).way == "docker":
+        compose.restart(root, name)
+    else:
+        asyncio.run(native.restart(root, name, Progress.to_stderr()))
 
 
 @app.command()

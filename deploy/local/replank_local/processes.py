@@ -40,7 +40,8 @@ def identity_of(pid: int) -> Identity | None:
     """Who has this pid now; None when nobody does, or when it is a zombie."""
     try:
         process = psutil.Process(pid)
-        if process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}:
+        # The first thread of a killed process may be a zombie while others still hold its files and ports.
+        if process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD} and process.num_threads() <= 1:
             return None
         return Identity(pid=pid, started=_start_time(process))
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):

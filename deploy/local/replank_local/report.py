@@ -12,7 +12,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from replank_local import processes, state
+from replank_local import compose, processes, state
 from replank_local.credentials import Secrets
 from replank_local.endpoints import S3_ACCESS_KEY, Endpoints
 from replank_local.errors import NotRunning, StackError
@@ -93,7 +93,11 @@ def shell_exports(root: Path) -> str:
 def addresses_of(root: Path) -> dict[str, str]:
     """The addresses of the stack that runs in this folder. Raises `NotRunning`."""
     known = state.load(root)
-    if known.way == "native" and not any(processes.alive(identity) for identity in known.processes.values()):
+    if known.way == "docker":
+        runs = compose.any_running(root)
+    else:
+        runs = any(processes.alive(identity) for identity in known.processes.values())
+    if not runs:
         raise NotRunning
     return addresses(Endpoints(known.ports, Secrets(root / "secrets")))
 

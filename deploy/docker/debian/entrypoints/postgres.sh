@@ -1,5 +1,5 @@
 #!/bin/sh
-# As the official image: on an empty volume make a cluster and run /docker-entrypoint-initdb.d, then serve.
+# As the official image: on an empty volume make a cluster, then serve as the account postgres.
 set -eu
 PATH=/usr/lib/postgresql/15/bin:$PATH
 export PGDATA=/var/lib/postgresql/data/cluster
@@ -10,15 +10,10 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     secret=$(mktemp)
     printf '%s' "$POSTGRES_PASSWORD" >"$secret"
     chown postgres "$secret"
-    as_postgres initdb --username=postgres --pwfile="$secret" --auth-local=trust --auth-host=scram-sha-256 >/dev/null
+    # shellcheck disable=SC2086  # options, to be split
+    as_postgres initdb --username=postgres --pwfile="$secret" --auth-local=trust --auth-host=scram-sha-256 \
+        ${POSTGRES_INITDB_ARGS:-} >/dev/null
     rm "$secret"
     echo 'host all all all scram-sha-256' >>"$PGDATA/pg_hba.conf"
-    shift_first=$1; shift
-    as_postgres pg_ctl --wait --silent -o "-c listen_addresses='' $*" start
-    for script in /docker-entrypoint-initdb.d/*.sh; do
-        as_postgres sh "$script"
-    done
-    as_postgres pg_ctl --wait --silent --mode=fast stop
-    set -- "$shift_first" "$@"
 fi
 exec setpriv --reuid=postgres --regid=postgres --init-groups "$@" -c listen_addresses='*'
