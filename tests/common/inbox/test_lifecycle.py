@@ -78,13 +78,15 @@ async def test_it_waits_for_postgres_at_the_start_and_later(
             await eventually(lambda: has(db, *range(1, 10)), "connections that are cut lose and repeat nothing")
 
 
-async def test_a_missing_topic_is_made(db: asyncpg.Pool, kafka: str, make_inbox: MakeInbox) -> None:
+async def test_a_missing_topic_and_that_of_its_dead_letters_are_made(
+    db: asyncpg.Pool, kafka: str, make_inbox: MakeInbox
+) -> None:
     name = fresh_name()
     inbox = make_inbox()
     inbox.topic(name).on(Paid)(write)
     async with running(inbox), kafka_admin(kafka) as admin:
-        assert name in await admin.list_topics()
-    await delete_topics(kafka, [name])
+        assert {name, f"{name}.dlq"} <= set(await admin.list_topics())
+    await delete_topics(kafka, [name, f"{name}.dlq"])
 
 
 async def test_or_waited_for(db: asyncpg.Pool, kafka: str, make_inbox: MakeInbox) -> None:

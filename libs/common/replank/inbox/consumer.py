@@ -281,7 +281,9 @@ class Inbox:
             if not is_transient(error):
                 raise
             raise DependencyUnavailable("postgres", f"Postgres does not answer: {type(error).__name__}") from error
-        await topics.ensure(self._broker, names, create=self.settings.create_topics)
+        # Without its topic, the first dead letter would stop the relay of this database's outbox.
+        dead_letters = [f"{name}.dlq" for name in names] if self.settings.dead_letter_topic else []
+        await topics.ensure(self._broker, [*names, *dead_letters], create=self.settings.create_topics)
         await topics.require_shorter_retention(self._broker, names, self.settings.retention)
         try:
             await self._broker.connect()
