@@ -21,7 +21,7 @@ from replank.testing import eventually
 from replank.testing.plugin import FaultProxies
 from replank.testing.servers import Bucket, fresh_name
 from replank.testing.services import Issuer, Rights, basics, emit, events_of, http_alone, living, playing_rights
-from replank_archiver.application import compose
+from replank_archiver.application import compose, object_store
 from replank_archiver.settings import ArchiverSettings
 
 Configure = Callable[..., ArchiverSettings]
@@ -76,7 +76,7 @@ async def test_a_planned_migrations_plan_is_archived_and_shown(
         await emit(kafka, migration, key=str(migration.migration_id))
         (said,) = await events_of(kafka, PlanArchived, lambda event: event.migration_id == migration.migration_id)
         shown = (await client.get(f"/v1/manifests/{migration.migration_id}")).json()
-    async with ObjectStore(settings.object_store()) as objects:
+    async with ObjectStore(object_store(settings)) as objects:
         kept = await objects.read(said.object_key)
     assert kept == canonical_plan(plan)
     assert hashlib.sha256(kept).hexdigest() == said.sha256 == shown["sha256"] == migration.plan_sha256
@@ -137,7 +137,7 @@ async def test_it_starts_before_its_bucket_exists_and_creates_it(
     settings = configure(postgres_dsn, s3_bucket=bucket)
     async with living(compose(settings), issuer.token()) as client:
         assert (await client.get("/readyz")).json()["dependencies"]["object store"]["ready"]
-    async with ObjectStore(settings.object_store()) as objects:
+    async with ObjectStore(object_store(settings)) as objects:
         await objects.check()
 
 

@@ -100,6 +100,49 @@ async def test_a_failed_baseline_holds_the_migration_back_until_a_later_one_is_c
     assert await settle(database, migration.id, Item.BASELINE) is Settled.READY
 
 
+async def settle_access(database: asyncpg.Pool, migration_id: UUID, user: str, *, owns: bool) -> Settled:
+    async with database.acquire() as conn, conn.transaction():
+        return await service.settle_access(conn, migration_id, user=user, owns=owns, event_id=uuid4())
+
+
+async def access(database: asyncpg.Pool, migration_id: UUID) -> tuple[State, str | None]:
+    async with database.acquire() as conn:
+        (line,) = [line for line in await store.checklist(conn, migration_id) if line.item is Item.ACCESS]
+    return line.state, line.detail
+
+
+async def test_access_that_the_owner_lost_holds_the_migration_back_until_it_is_granted_again(
+    database: asyncpg.Pool,
+) -> None:
+    migration = await planned(database)
+    assert await settle_access(database, migration.id, "user:ada", owns=True) is Settled.NOTED
+    assert await access(database, migration.id) == (State.MET, "user:ada is owner")
+    assert await settle_access(database, migration.id, "user:ada", owns=False) is Settled.NOTED
+    assert await access(database, migration.id) == (State.MISSING, "user:ada is owner no more")
+    await settle(database, migration.id, Item.BASELINE)
+    assert await settle(database, migration.id, Item.ARCHIVE) is Settled.NOTED
+    assert await settle_access(database, migration.id, "user:ada", owns=True) is Settled.READY
+
+
+async def test_owners_whom_the_plan_does_not_name_neither_open_nor_close_the_item(database: asyncpg.Pool) -> None:
+    migration = await planned(database)
+    assert await settle_access(database, migration.id, "user:eve", owns=True) is Settled.NOT_THE_OWNER
+    assert await access(database, migration.id) == (State.PENDING, None)
+    await settle_access(database, migration.id, "user:ada", owns=True)
+    assert await settle_access(database, migration.id, "user:eve", owns=False) is Settled.NOT_THE_OWNER
+    assert await access(database, migration.id) == (State.MET, "user:ada is owner")
+
+
+async def test_a_revocation_after_the_migration_became_ready_changes_nothing(database: asyncpg.Pool) -> None:
+    migration = await planned(database)
+    await settle_access(database, migration.id, "user:ada", owns=True)
+    await settle(database, migration.id, Item.BASELINE)
+    await settle(database, migration.id, Item.ARCHIVE)
+    assert await settle_access(database, migration.id, "user:ada", owns=False) is Settled.CLOSED
+    assert await access(database, migration.id) == (State.MET, "user:ada is owner")
+    assert await settle_access(database, uuid4(), "user:ada", owns=False) is Settled.UNKNOWN_MIGRATION
+
+
 async def test_what_is_said_of_an_unknown_migration_changes_nothing(database: asyncpg.Pool) -> None:
     assert await settle(database, uuid4(), Item.ACCESS) is Settled.UNKNOWN_MIGRATION
     async with database.acquire() as conn:

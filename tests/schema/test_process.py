@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import asyncpg
@@ -43,8 +45,18 @@ async def test_it_migrates_serves_becomes_ready_and_stops_when_asked(
         serving.terminate()
         assert await serving.exit_code(within=PATIENCE) == 0, serving.output
         lines = [json.loads(line) for line in serving.output.splitlines()]
+    assert "\\u001b[" not in serving.output, "colours"
+    assert "Topic creation is skipped" not in serving.output
     assert {line["service"] for line in lines} == {"schema"}
     assert not [line for line in lines if line["level"] in {"error", "critical"}], serving.output
+
+
+def test_migrating_imports_nothing_that_only_serving_needs() -> None:
+    command = "import replank_schema.__main__, sys; print(*sorted(name.split('.')[0] for name in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+    imported = set(found.stdout.split())
+    assert "asyncpg" in imported
+    assert not imported & {"aiokafka", "fastapi", "faststream", "httpx", "minio", "starlette", "structlog", "uvicorn"}
 
 
 async def test_a_wrong_environment_and_a_dead_database_are_said_in_one_line(environment: dict[str, str]) -> None:

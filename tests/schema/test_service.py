@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from replank.contracts.archiver import PlanArchived
-from replank.contracts.auth_cache import AccessGranted
+from replank.contracts.auth_cache import AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
 from replank.contracts.schema import MigrationPlanned, MigrationReady
 from replank.testing import eventually
@@ -118,6 +118,49 @@ async def test_a_planned_migration_is_announced_and_becomes_ready_by_the_events_
         assert all(line["event_id"] for line in ready["readiness"])
         (said,) = await events_of(kafka, MigrationReady, lambda event: event.migration_id == migration_id)
         assert said.plan_sha256 == planned.plan_sha256
+
+
+async def test_the_owner_losing_access_before_it_is_ready_opens_the_item_again(
+    settings: SchemaSettings, kafka: str, issuer: Issuer
+) -> None:
+    async with living(compose(settings), issuer.token()) as client:
+        migration_id = (await plan(client)).json()["id"]
+
+        async def access() -> str:
+            shown = (await client.get(f"/v1/migrations/{migration_id}")).json()
+            return str({line["item"]: line["state"] for line in shown["readiness"]}["access"])
+
+        async def becomes(wanted: str) -> None:
+            async def is_so() -> bool:
+                return await access() == wanted
+
+            await eventually(is_so, f"access is {wanted}", within=30)
+
+        granted, revoked = ownership(migration_id, "replank")
+        await emit(kafka, granted, key=granted.object)
+        await becomes("met")
+        # The same relation in a store that nobody here asks is another matter; of one key, it comes first.
+        await emit(kafka, ownership(migration_id, "elsewhere")[1], key=granted.object)
+        await emit(kafka, revoked, key=granted.object)
+        await becomes("missing")
+        await emit(kafka, granted, key=granted.object)
+        await becomes("met")
+
+
+def ownership(migration_id: str, store: str) -> tuple[AccessGranted, AccessRevoked]:
+    """Ben is granted, and is revoked, the migration."""
+    now = datetime.now(UTC)
+    change: dict[str, Any] = {
+        "store": store,
+        "user": "user:ben",
+        "relation": "owner",
+        "object": f"migration:{migration_id}",
+        "revision": 1,
+    }
+    return (
+        AccessGranted(**change, granted_by="user:ada", granted_at=now),
+        AccessRevoked(**change, revoked_by="user:ada", revoked_at=now),
+    )
 
 
 async def emit_all(kafka: str, migration_id: UUID, planned: MigrationPlanned) -> None:
@@ -257,6 +300,25 @@ async def test_who_has_not_the_right_is_refused_and_who_has_no_token_too(
     for token in ("", "Bearer nonsense", f"Bearer {issuer.token(aud='other')}", f"Bearer {issuer.token(exp=1)}"):
         answer = await refusing.get("/v1/migrations", headers={"authorization": token})
         assert answer.status_code == 401, token
+
+
+async def test_its_owner_may_see_a_migration_and_neither_another_one_nor_all(
+    quiet: httpx.AsyncClient, issuer: Issuer, rights: Rights
+) -> None:
+    mine, other = [(await plan(quiet)).json()["id"] for _ in range(2)]
+    rights.allowed.add(("user:ben", "owner", f"migration:{mine}"))
+    ben = {"authorization": f"Bearer {issuer.token('user:ben')}"}
+    rights.asked.clear()
+    assert (await quiet.get(f"/v1/migrations/{mine}", headers=ben)).json()["id"] == mine
+    assert rights.asked == [("user:ben", "plan", "system:replank"), ("user:ben", "owner", f"migration:{mine}")]
+    refused = await quiet.get(f"/v1/migrations/{other}", headers=ben)
+    assert (refused.status_code, refused.json()["object"]) == (403, f"migration:{other}")
+    assert (await quiet.get("/v1/migrations", headers=ben)).status_code == 403
+    # Whoever may plan is not asked twice, and what is no id is refused before anybody is asked.
+    rights.asked.clear()
+    assert (await quiet.get(f"/v1/migrations/{mine}")).status_code == 200
+    assert (await quiet.get("/v1/migrations/a:b c", headers=ben)).status_code == 422
+    assert rights.asked == [MAY_PLAN]
 
 
 @pytest.mark.parametrize("path", [f"/v1/migrations/{uuid4()}", "/v1/nothing"])

@@ -22,38 +22,44 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
+import openfeature.api
+from aiokafka.errors import KafkaError
 from fastapi import APIRouter, FastAPI
 from faststream.kafka import KafkaBroker
+from openfeature.client import OpenFeatureClient
 
 from replank import outbox
 from replank.authz import AuthzClient
+from replank.contracts import flags as flag_contracts
 from replank.contracts.documents import asyncapi
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
 from replank.events import Event
+from replank.flags.provider import FlagProvider
+from replank.flags.topic import ensure_topic
 from replank.http import Authenticator, Readiness, create_app
-from replank.inbox import Inbox, InboxSettings, topics
+from replank.inbox import Inbox, topics
 from replank.outbox.relay import Relay
-from replank.outbox.settings import RelaySettings
 from replank.postgres import Pools, pending
-from replank.settings import ServiceSettings
+from replank.settings import EventServiceSettings
 
 _log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+
+def _is_news(record: logging.LogRecord) -> bool:
+    # Said at every start of a subscriber that leaves topics to others, as ours do: `replank.inbox.topics` is the other.
+    return not record.getMessage().startswith("Topic creation is skipped in consumer-only mode")
+
+
+# Not FastStream's own logger: that has a handler, whose lines are coloured and no JSON.
+_faststream_log = logging.getLogger("replank.faststream")
+_faststream_log.addFilter(_is_news)
+
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 # Of what `outbox.verify` finds, what a migration mends; the rest the relay sees to once it runs.
 _NOT_INSTALLED: Final = frozenset({"not_installed", "wrong_version", "missing_function"})
-
-
-class EventServiceSettings(ServiceSettings):
-    """What a service with an outbox and an inbox is told."""
-
-    run_relay: bool = True
-    """Whether this process publishes the service's events. Otherwise another one must: ``replank relay run``."""
-    relay: RelaySettings = RelaySettings()
-    inbox: InboxSettings = InboxSettings()
 
 
 class Service:
@@ -94,8 +100,9 @@ class Service:
             if settings.authz_url and settings.service_token_file
             else None
         )
-        # Without a logger given, FastStream writes coloured lines of its own beside the log.
-        self._broker = KafkaBroker(settings.kafka, consumer_only=True, logger=_log)
+        self._broker = KafkaBroker(settings.kafka, consumer_only=True, logger=_faststream_log)
+        self._flags: FlagProvider | None = None
+        self._loading_flags = asyncio.Lock()
         self._inbox: Inbox | None = None
         self._relay: Relay | None = None
         self._subscribe: Callable[[Inbox], None] = _handle_nothing
@@ -116,6 +123,15 @@ class Service:
         """Something to close in the end; the last one given is closed first."""
         self._closers.append(close)
 
+    async def flags(self) -> OpenFeatureClient:
+        """The client to ask feature flags with, which never waits. Anybody else may ask OpenFeature too.
+
+        The first call loads what this service knew last from its own database, so that no request is answered by
+        defaults because it came early. Raises `DependencyUnavailable` when that database does not answer.
+        """
+        await self._load_flags()
+        return openfeature.api.get_client()
+
     def route(self, router: APIRouter) -> None:
         """Add HTTP routes."""
         self._routers.append(router)
@@ -128,6 +144,8 @@ class Service:
             self.readiness.add("relay", self._check_relay)
         self.readiness.add("inbox", self._check_inbox)
         self.readiness.add("keys", self._authenticator.check)
+        # Flags that may be out of date are still the flags.
+        self.readiness.add("flags", self._check_flags, required=False)
         if self._authz is not None:
             # Without it this service still consumes, and answers 503 where it has to ask.
             self.readiness.add("auth-cache", self._authz.ping, required=False)
@@ -156,6 +174,7 @@ class Service:
         stop = asyncio.Event()
         publishing = asyncio.create_task(self._publish(stop), name="relay")
         consuming = asyncio.create_task(self._consume(), name="consumers")
+        following = asyncio.create_task(self._follow_flags(), name="flags")
         try:
             yield
         finally:
@@ -165,7 +184,10 @@ class Service:
             stop.set()
             await asyncio.wait([publishing], timeout=self.settings.shutdown_timeout if self._relay else 0.0)
             publishing.cancel()
-            await asyncio.wait([publishing])
+            following.cancel()
+            await asyncio.wait([publishing, following])
+            if self._flags is not None:
+                await self._flags.close()
             for close in reversed(self._closers):
                 await close()
             await self.pools.close()
@@ -192,6 +214,22 @@ class Service:
             await asyncio.Event().wait()
         finally:
             await inbox.stop()
+
+    async def _follow_flags(self) -> None:
+        await self._until_done("flags", self._require_migrated)
+        provider = await self._until_done("flags", self._load_flags)
+        provider.follow()
+
+    async def _load_flags(self) -> FlagProvider:
+        if self._flags is not None:
+            return self._flags
+        async with self._loading_flags:
+            if self._flags is None:
+                provider = FlagProvider(await self.pools.general_primary.open(), self.settings.kafka)
+                await provider.load()
+                openfeature.api.set_provider_and_wait(provider)
+                self._flags = provider
+            return self._flags
 
     async def _make_inbox(self) -> Inbox:
         pool = await self.pools.write_heavy.open()
@@ -236,7 +274,14 @@ class Service:
             )
 
     async def _ensure_topics(self) -> None:
-        await topics.ensure(self._broker, self._written_topics(), create=self.settings.inbox.create_topics)
+        written, create = self._written_topics(), self.settings.inbox.create_topics
+        if create and flag_contracts.TOPIC in written:
+            try:
+                # Not with the broker's defaults: this topic is also where the flags are kept.
+                await ensure_topic(self.settings.kafka, flag_contracts.TOPIC)
+            except (KafkaError, OSError) as error:
+                raise DependencyUnavailable("kafka", f"Kafka does not answer: {error!r}") from error
+        await topics.ensure(self._broker, written, create=create)
 
     def _written_topics(self) -> list[str]:
         dead_letters = {f"{contract.event_topic}.dlq" for contract in self.receives}
@@ -255,10 +300,16 @@ class Service:
 
     async def _check_inbox(self) -> None:
         if self._inbox is None:
-            reasons = [reason for part, reason in self._waiting.items() if part != "relay"]
+            reasons = [reason for part, reason in self._waiting.items() if part not in {"relay", "flags"}]
             raise DependencyUnavailable("inbox", "; ".join(reasons) or "starting")
         if not self._inbox.healthy:
             raise DependencyUnavailable("inbox", "; ".join(self._inbox.findings()))
+
+    async def _check_flags(self) -> None:
+        if self._flags is None:
+            raise DependencyUnavailable("flags", self._waiting.get("flags", "starting"))
+        if self._flags.stale is not None:
+            raise DependencyUnavailable("flags", f"may be out of date: {self._flags.stale}")
 
 
 def _handle_nothing(_: Inbox) -> None:

@@ -25,6 +25,8 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from replank.errors import ConfigurationError
+from replank.inbox.settings import InboxSettings
+from replank.outbox.settings import RelaySettings
 from replank.postgres.pools import PoolsSettings
 
 _log = logging.getLogger(__name__)
@@ -162,6 +164,15 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _prefix(cls) -> str:
         return cls.model_config.get("env_prefix", "").upper()
+
+
+class EventServiceSettings(ServiceSettings):
+    """What a service with an outbox and an inbox is told."""
+
+    run_relay: bool = True
+    """Whether this process publishes the service's events. Otherwise another one must: ``replank relay run``."""
+    relay: RelaySettings = RelaySettings()
+    inbox: InboxSettings = InboxSettings()
 
 
 def _what_is_wrong(kind: str, message: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replank.contracts.archiver import PlanArchived
 from replank.contracts.schema import MigrationPlanned
-from replank.objects import ObjectStore
+from replank.objects import ObjectStore, ObjectStoreSettings
 from replank.service import Service
 from replank_archiver import api
 from replank_archiver.settings import ArchiverSettings
@@ -20,7 +20,7 @@ def compose(settings: ArchiverSettings) -> Service:
         sends=[PlanArchived],
         receives=[MigrationPlanned],
     )
-    objects = ObjectStore(settings.object_store())
+    objects = ObjectStore(object_store(settings))
 
     async def close_objects() -> None:
         objects.close()
@@ -31,3 +31,13 @@ def compose(settings: ArchiverSettings) -> Service:
     service.consume(lambda inbox: subscribe(inbox, objects))
     service.route(api.router(service.pools))
     return service
+
+
+def object_store(settings: ArchiverSettings) -> ObjectStoreSettings:
+    """The settings of the object store's client."""
+    return ObjectStoreSettings(
+        url=settings.s3_url,
+        bucket=settings.s3_bucket,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+    )

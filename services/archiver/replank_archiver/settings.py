@@ -7,9 +7,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from replank.objects import ObjectStoreSettings
-from replank.service import EventServiceSettings
-from replank.settings import HttpUrl
+from replank.settings import EventServiceSettings, HttpUrl
 
 
 class ArchiverSettings(EventServiceSettings):
@@ -23,12 +21,3 @@ class ArchiverSettings(EventServiceSettings):
     s3_access_key: SecretStr
     s3_secret_key: SecretStr
     s3_bucket: str
-
-    def object_store(self) -> ObjectStoreSettings:
-        """The settings of the object store's client."""
-        return ObjectStoreSettings(
-            url=self.s3_url,
-            bucket=self.s3_bucket,
-            access_key=self.s3_access_key,
-            secret_key=self.s3_secret_key,
-        )

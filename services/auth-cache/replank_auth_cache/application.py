@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from replank.cache import Cache
-from replank.contracts.auth_cache import AccessGranted, AccessRevoked
+from replank.contracts.auth_cache import STORE, AccessGranted, AccessRevoked
 from replank.contracts.schema import MigrationPlanned
 from replank.service import Service
 from replank_auth_cache import api
-from replank_auth_cache.settings import STORE, AuthCacheSettings
+from replank_auth_cache.settings import AuthCacheSettings
 from replank_auth_cache.subscribers import subscribe
 from replank_auth_cache.tuples.decisions import Decisions
 from replank_auth_cache.tuples.model import RelationTuple

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import SettingsConfigDict
 
+from replank.contracts.auth_cache import STORE
 from replank.contracts.fields import Actor, Relation, Slug, Thing
-from replank.service import EventServiceSettings
-
-#: The store that Replank's own services ask.
-STORE: Final = "replank"
+from replank.settings import EventServiceSettings
 
 
 class BootstrapTuple(BaseModel):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from replank.contracts.auth_cache import STORE
 from replank.contracts.schema import MigrationPlanned
 from replank.inbox import Delivery, Done, Inbox, Outcome
-from replank_auth_cache.settings import STORE
 from replank_auth_cache.tuples import service
 from replank_auth_cache.tuples.decisions import Decisions
 from replank_auth_cache.tuples.model import OnConflict, RelationTuple

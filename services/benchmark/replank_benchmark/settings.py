@@ -8,8 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from replank.contracts.fields import Slug
-from replank.service import EventServiceSettings
-from replank.settings import HttpUrl, PostgresUrl
+from replank.settings import EventServiceSettings, HttpUrl, PostgresUrl
 
 
 class BenchmarkSettings(EventServiceSettings):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Final, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from openfeature.client import OpenFeatureClient
+from openfeature.evaluation_context import EvaluationContext
 from pydantic import AwareDatetime, BaseModel, JsonValue, field_validator
 
-from replank.authz.routes import require
+from replank.authz.routes import demand_one, require
 from replank.contracts.fields import Actor, Label
 from replank.contracts.schema import Source, canonical_plan
 from replank.http import CurrentPrincipal, Keyset, Page, PageQuery, Problem, RequestModel, idempotent
 from replank.postgres import Pools
 from replank_schema.plans import service, store
 from replank_schema.plans.model import Draft, Item, Migration, Phase, Readiness, State
+
+ACCEPT_PLANS: Final = "schema.accept-plans"
+"""The flag that is the brake of an operator in an incident: while it is false nobody can plan a migration."""
+_RETRY_AFTER: Final = "30"
 
 _newest_first = Keyset("migrations", tuple[UUID])
 
@@ -77,15 +84,23 @@ class MigrationView(MigrationSummary):
         )
 
 
-def router(pools: Pools) -> APIRouter:
-    """The routes. All of them are for those who may plan migrations."""
-    routes = APIRouter(
-        prefix="/v1/migrations", tags=["migrations"], dependencies=[Depends(require("plan", "system:replank"))]
-    )
+async def may_see(request: Request, migration_id: UUID, principal: CurrentPrincipal) -> None:
+    """Who may plan may see all, and the owner of a migration that one."""
+    await demand_one(request, principal, ("plan", "system:replank"), ("owner", f"migration:{migration_id}"))
 
-    @routes.post("", status_code=201, response_model=MigrationView)
+
+def router(pools: Pools, flags: Callable[[], Awaitable[OpenFeatureClient]]) -> APIRouter:
+    """The routes. All of them are for those who may plan migrations; a migration's owner may see it."""
+    routes = APIRouter(prefix="/v1/migrations", tags=["migrations"])
+    planners = [Depends(require("plan", "system:replank"))]
+
+    @routes.post("", status_code=201, response_model=MigrationView, dependencies=planners)
     async def plan_migration(request: Request, body: NewMigration, principal: CurrentPrincipal) -> Response:
-        """Register a migration plan. Nothing is touched: whether it may start is told by ``readiness``."""
+        """Register a migration plan. Nothing is touched: whether it may start is told by ``readiness``.
+
+        503 ``planning-paused`` while an operator holds planning back with the flag ``schema.accept-plans``.
+        """
+        asking = await flags()
         draft = Draft(body.name, body.owner, body.source, body.plan)
         async with (
             pools.general_primary.acquire() as conn,
@@ -94,11 +109,19 @@ def router(pools: Pools) -> APIRouter:
         ):
             if call.replay is not None:
                 return call.replay
+            if not asking.get_boolean_value(ACCEPT_PLANS, True, EvaluationContext(principal.user)):
+                raise Problem(
+                    503,
+                    "planning-paused",
+                    "an operator has paused the planning of migrations",
+                    fix="try again later, with the same Idempotency-Key; nothing was registered",
+                    headers={"retry-after": _RETRY_AFTER},
+                )
             migration = await service.plan(conn, draft, planned_by=principal.user)
             view = MigrationView.with_plan(migration, body.plan, await store.checklist(conn, migration.id))
             return await call.answer(201, view, headers={"location": f"/v1/migrations/{migration.id}"})
 
-    @routes.get("/{migration_id}")
+    @routes.get("/{migration_id}", dependencies=[Depends(may_see)])
     async def show_migration(migration_id: UUID) -> MigrationView:
         """A migration with its plan and checklist."""
         # One snapshot: the phase and the checklist must not contradict each other.
@@ -113,7 +136,7 @@ def router(pools: Pools) -> APIRouter:
                 migration, await store.plan(conn, migration_id), await store.checklist(conn, migration_id)
             )
 
-    @routes.get("")
+    @routes.get("", dependencies=planners)
     async def list_migrations(page: Annotated[PageQuery, Query()]) -> Page[MigrationSummary]:
         """Migrations, the newest first."""
         after = _newest_first.after(page)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from replank.contracts.archiver import PlanArchived
-from replank.contracts.auth_cache import AccessGranted
+from replank.contracts.auth_cache import AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
+from replank.contracts.flags import FlagChanged
 from replank.contracts.schema import MigrationPlanned, MigrationReady
 from replank.service import Service
 from replank_schema import api
@@ -18,9 +19,10 @@ def compose(settings: SchemaSettings) -> Service:
         settings,
         name="schema",
         package="replank_schema",
-        sends=[MigrationPlanned, MigrationReady],
-        receives=[AccessGranted, BaselineRecorded, PlanArchived],
+        # Flags are changed in this service's database, so its relay is the one that tells of them.
+        sends=[MigrationPlanned, MigrationReady, FlagChanged],
+        receives=[AccessGranted, AccessRevoked, BaselineRecorded, PlanArchived],
     )
     service.consume(subscribe)
-    service.route(api.router(service.pools))
+    service.route(api.router(service.pools, service.flags))
     return service

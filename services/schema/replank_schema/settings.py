@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pydantic_settings import SettingsConfigDict
 
-from replank.service import EventServiceSettings
-from replank.settings import HttpUrl
+from replank.settings import EventServiceSettings, HttpUrl
 
 
 class SchemaSettings(EventServiceSettings):

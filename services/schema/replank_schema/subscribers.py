@@ -7,12 +7,13 @@ from typing import Final
 from uuid import UUID
 
 from replank.contracts.archiver import PlanArchived
-from replank.contracts.auth_cache import AccessGranted
+from replank.contracts.auth_cache import STORE, AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
 from replank.events import Event
 from replank.inbox import Delivery, Done, Inbox, Outcome
 from replank_schema.plans import service
 from replank_schema.plans.model import Item, State
+from replank_schema.plans.service import Settled
 
 _log = logging.getLogger(__name__)
 
@@ -25,13 +26,19 @@ def subscribe(inbox: Inbox) -> None:
     baselines = inbox.topic(BaselineRecorded.event_topic)
     archive = inbox.topic(PlanArchived.event_topic)
 
-    @access.on(AccessGranted)
-    async def note_access(delivery: Delivery[AccessGranted]) -> Outcome:
-        granted = delivery.event
-        migration_id = _migration_of(granted)
+    @access.on(AccessGranted, AccessRevoked)
+    async def note_access(delivery: Delivery[AccessGranted | AccessRevoked]) -> Outcome:
+        change = delivery.event
+        migration_id = _migration_of(change)
         if migration_id is not None:
-            detail = f"{granted.user} is {granted.relation}"
-            await _settle(delivery, migration_id, Item.ACCESS, State.MET, detail)
+            settled = await service.settle_access(
+                delivery.conn,
+                migration_id,
+                user=change.user,
+                owns=isinstance(change, AccessGranted),
+                event_id=delivery.event_id,
+            )
+            _warn_if_unknown(settled, delivery, migration_id)
         return Done()
 
     @baselines.on(BaselineRecorded)
@@ -55,7 +62,11 @@ def subscribe(inbox: Inbox) -> None:
 
 async def _settle(delivery: Delivery[Event], migration_id: UUID, item: Item, state: State, detail: str) -> None:
     settled = await service.settle(delivery.conn, migration_id, item, state, detail=detail, event_id=delivery.event_id)
-    if settled is service.Settled.UNKNOWN_MIGRATION:
+    _warn_if_unknown(settled, delivery, migration_id)
+
+
+def _warn_if_unknown(settled: Settled, delivery: Delivery[Event], migration_id: UUID) -> None:
+    if settled is Settled.UNKNOWN_MIGRATION:
         # Of an earlier life of this database, or made up by whoever may write tuples: there is nothing to settle.
         _log.warning(
             "an event speaks of a migration that is not registered here",
@@ -63,11 +74,11 @@ async def _settle(delivery: Delivery[Event], migration_id: UUID, item: Item, sta
         )
 
 
-def _migration_of(granted: AccessGranted) -> UUID | None:
-    """The migration that somebody became the owner of, if that is what was granted."""
-    if granted.relation != "owner" or not granted.object.startswith(_MIGRATION):
+def _migration_of(change: AccessGranted | AccessRevoked) -> UUID | None:
+    """The migration whose ownership this is about, if it is about one, in the store that our own checks ask."""
+    if change.store != STORE or change.relation != "owner" or not change.object.startswith(_MIGRATION):
         return None
     try:
-        return UUID(granted.object.removeprefix(_MIGRATION))
+        return UUID(change.object.removeprefix(_MIGRATION))
     except ValueError:
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from replank.authz import AuthzClient, AuthzRejected, Tuple
 from replank.authz.routes import require
 from replank.errors import ConfigurationError, DependencyUnavailable
 from replank.http import Authenticator, Principal, Readiness, create_app
+from replank.testing import eventually
 from replank.testing.faults import unused_address
 from replank.testing.plugin import FaultProxies
 from tests.common.authz.conftest import Server
@@ -107,6 +110,34 @@ async def test_a_server_that_does_not_answer_is_unavailable_within_the_deadline(
         with pytest.raises(DependencyUnavailable, match="no answer in time"):
             await client.check("user:anna", "owner", "plank:7")
         assert time.monotonic() - started < 1.5
+
+
+async def test_it_is_as_well_as_before_after_an_outage_with_more_callers_than_connections(
+    server: Server, fault_proxy: FaultProxies
+) -> None:
+    proxy = await fault_proxy(server.address)
+    server.respond = lambda: JSONResponse({"allowed": True})
+    async with AuthzClient(f"http://{proxy.address}", "token", within=0.5) as client:
+
+        async def ask() -> None:
+            # During the outage, and while the first of all these are served after it, some are too late.
+            with contextlib.suppress(DependencyUnavailable):
+                await client.check("user:ada", "read", "doc:1")
+
+        for _ in range(5):
+            proxy.stall()
+            asking = [asyncio.create_task(ask()) for _ in range(250)]
+            await asyncio.wait(asking, timeout=0.4)
+            await proxy.heal()
+            await asyncio.gather(*asking)
+
+        async def answers() -> bool:
+            try:
+                return (await client.check("user:ada", "read", "doc:1")).allowed
+            except DependencyUnavailable as error:
+                raise AssertionError(str(error)) from error
+
+        await eventually(answers, "it answers again", within=10)
 
 
 async def test_a_connection_that_broke_meanwhile_does_not_fail_a_check(

@@ -13,9 +13,9 @@ import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from pydantic import BaseModel
 
-from replank.http import Authenticator, Problem, Readiness, RequestModel, create_app, idempotency, idempotent
+from replank.http import Authenticator, Problem, Readiness, RequestModel, create_app, idempotent
 from replank.http.idempotency import IdempotencyMisuse
-from replank.postgres import Pools
+from replank.postgres import Pools, idempotency
 from replank.testing.faults import FaultProxy
 from replank.testing.plugin import FaultProxies
 from replank.testing.wait import eventually

@@ -58,6 +58,25 @@ async def test_the_span_of_an_event_is_a_child_of_its_producer_and_parent_of_wha
     assert appended == f"00-{TRACE:032x}-{work.context.span_id:016x}-01"
 
 
+async def test_a_malformed_trace_context_is_as_good_as_none(
+    db: asyncpg.Pool, send: Sender, make_inbox: MakeInbox, spans: Spans
+) -> None:
+    inbox = make_inbox(consumer="archiver")
+
+    @inbox.topic(send.topic).on(Paid)
+    async def keep(delivery: Delivery[Paid]) -> Outcome:
+        return await write(delivery)
+
+    malformed = [f"00-{TRACE:032x}-01", f"00-{TRACE:032x}-{PARENT:016x}-0", f"00-{'0' * 32}-{PARENT:016x}-00", "\xff"]
+    async with running(inbox):
+        for number, text in enumerate(malformed):
+            await send.event(Paid(number=number), key="k", headers={"traceparent": text.encode("latin-1")})
+        await eventually(lambda: len(spans.named(f"process {send.topic}")) == len(malformed), "each has a span")
+    found = spans.named(f"process {send.topic}")
+    assert {parent_of(span) for span in found} == {None}
+    assert len({span.context.trace_id for span in found} - {TRACE}) == len(malformed)
+
+
 async def test_an_unsampled_event_makes_no_span_and_what_it_causes_is_unsampled_too(
     db: asyncpg.Pool, send: Sender, make_inbox: MakeInbox, spans: Spans
 ) -> None:

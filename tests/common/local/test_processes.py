@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from replank.testing import eventually
-from replank_local import processes
+from replank_local import ports, processes
 from replank_local.processes import Identity
 
 PARENT = """
@@ -23,6 +23,16 @@ STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("deaf", flush=True)
+time.sleep(600)
+"""
+
+MANY_THREADS = """
+import socket, threading, time
+listening = socket.create_server(("127.0.0.1", 0))
+memory = bytearray(100_000_000)
+for _ in range(60):
+    threading.Thread(target=lambda: [time.sleep(0.001) for _ in range(600_000)], daemon=True).start()
+print(listening.getsockname()[1], flush=True)
 time.sleep(600)
 """
 
@@ -75,6 +85,15 @@ async def test_a_process_that_ignores_its_stop_signal_is_killed_after_the_grace(
     await printed(tmp_path)
     assert not await processes.end(stubborn, signal.SIGTERM, grace=0.3)
     assert not processes.alive(stubborn)
+
+
+async def test_a_killed_process_is_gone_only_when_its_last_thread_has_let_go_of_its_port(tmp_path: Path) -> None:
+    for _ in range(5):
+        threads = start(tmp_path, MANY_THREADS)
+        port = int(await printed(tmp_path))
+        await processes.end(threads, signal.SIGKILL, grace=5)
+        assert ports.is_free(port)
+        (tmp_path / "log").unlink()
 
 
 async def test_a_process_that_ended_by_itself_is_not_alive(tmp_path: Path) -> None:

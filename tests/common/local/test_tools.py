@@ -71,8 +71,8 @@ def test_without_docker_the_stack_is_processes(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_composition_is_told_every_port_and_secret(tmp_path: Path) -> None:
     ports = {name: number for unit in SERVERS.values() for name, number in unit.ports.items()}
-    told = compose.variables(State(ports=ports), Secrets(tmp_path))
+    told = compose.variables(tmp_path, State(ports=ports), Secrets(tmp_path / "secrets"))
     assert told["REPLANK_PORT_KAFKA"] == str(ports["kafka"])
     assert told["REPLANK_PORT_JAEGER_OTLP"] == str(ports["jaeger.otlp"])
-    assert told["REPLANK_PASSWORD_POSTGRES"] == Secrets(tmp_path).password("postgres")
-    assert Path(told["REPLANK_SECRETS"]) == tmp_path
+    assert told["REPLANK_PASSWORD_POSTGRES"] == Secrets(tmp_path / "secrets").password("postgres")
+    assert Path(told["REPLANK_SECRETS"]) == tmp_path / "compose-secrets"

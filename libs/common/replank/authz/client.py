@@ -13,10 +13,12 @@ import httpx
 import stamina
 from pydantic import BaseModel, StrictBool, ValidationError
 
+from replank.contracts.auth_cache import STORE
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
 from replank.telemetry import metrics
 
 _DEPENDENCY: Final = "auth-cache"
+_MOST_CONNECTIONS: Final = 100
 _ATTEMPTS: Final = 3
 _OK: Final = 200
 
@@ -62,12 +64,14 @@ class AuthzClient:
     (seconds) is the deadline of a call with all its retries.
     """
 
-    def __init__(self, url: str, token: str | Path, *, store: str = "replank", within: float = 2.0) -> None:
+    def __init__(self, url: str, token: str | Path, *, store: str = STORE, within: float = 2.0) -> None:
         self._store = f"/stores/{store}"
         self._token = _Token(token) if isinstance(token, Path) else token
         self._within = within
+        self._slots = asyncio.Semaphore(_MOST_CONNECTIONS)
+        self._sending: set[asyncio.Task[httpx.Response]] = set()
         self._client = httpx.AsyncClient(
-            base_url=url, timeout=within, limits=httpx.Limits(max_connections=100, max_keepalive_connections=20)
+            base_url=url, timeout=within, limits=httpx.Limits(max_connections=None, max_keepalive_connections=20)
         )
 
     async def check(self, user: str, relation: str, object: str, context: Mapping[str, Any] | None = None) -> Decision:
@@ -120,6 +124,7 @@ class AuthzClient:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+        await asyncio.gather(*self._sending, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,10 +139,28 @@ class AuthzClient:
         )
         try:
             async with asyncio.timeout(self._within):
-                answer = await call(repeat_on, self._client.post, self._store + path, json=body, headers=headers)
+                answer = await call(repeat_on, self._send, self._store + path, body, headers)
         except (httpx.HTTPError, TimeoutError) as error:
             raise self._unavailable(_reason(error)) from error
         return self._content(answer)
+
+    async def _send(self, path: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> httpx.Response:
+        """Send a request that is not cancelled together with its caller, but ends a moment later by its own deadline.
+
+        httpx's pool loses a connection whose request is cancelled in the wrong moment, and after an outage in which
+        many calls reached their deadline it has none left, for ever. So the slots bound the connections, not the pool.
+        """
+        await self._slots.acquire()
+        sending = asyncio.create_task(self._client.post(path, json=body, headers=headers))
+        self._sending.add(sending)
+        sending.add_done_callback(self._sent)
+        return await asyncio.shield(sending)
+
+    def _sent(self, sending: asyncio.Task[httpx.Response]) -> None:
+        self._slots.release()
+        self._sending.discard(sending)
+        if not sending.cancelled():
+            sending.exception()  # whoever waited for it has it; if nobody does any more, it is of no interest
 
     def _content(self, answer: httpx.Response) -> bytes:
         match answer.status_code:

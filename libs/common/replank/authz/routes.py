@@ -32,15 +32,26 @@ def require(relation: str, object: str) -> Callable[[Request], Awaitable[Princip
 
 async def demand(request: Request, principal: Principal, relation: str, object: str) -> None:
     """As `require`, for an object that is known only inside the route. Raises the 403 `Problem`."""
+    await demand_one(request, principal, (relation, object))
+
+
+async def demand_one(request: Request, principal: Principal, *rights: tuple[str, str]) -> None:
+    """As `demand`, where each of several rights (relation, object) is enough.
+
+    They are asked for one after the other until one is there: begin with the one that most callers have. The problem
+    names the last one, which is what a caller would ask for.
+    """
     client: AuthzClient | None = getattr(request.app.state, "authz", None)
     if client is None:
         raise ConfigurationError("this application has no authorization client", fix="give create_app an authz")
-    decision = await client.check(principal.user, relation, object)
-    if not decision.allowed:
-        raise Problem(
-            403,
-            "forbidden",
-            f"{principal.user} may not {relation} {object}",
-            fix="ask an owner of the object for the right",
-            extensions={"subject": principal.user, "relation": relation, "object": object},
-        )
+    for relation, thing in rights:
+        if (await client.check(principal.user, relation, thing)).allowed:
+            return
+    relation, thing = rights[-1]
+    raise Problem(
+        403,
+        "forbidden",
+        f"{principal.user} has not the relation {relation} to {thing}",
+        fix="ask an owner of the object for the right",
+        extensions={"subject": principal.user, "relation": relation, "object": thing},
+    )

@@ -14,6 +14,8 @@ from replank.contracts.fields import Actor, Instant, Relation, Slug, Thing
 from replank.events import Event
 
 TOPIC: Final = "replank.auth-cache"
+#: The store that Replank's own services ask.
+STORE: Final = "replank"
 
 Revision = Annotated[int, Field(ge=1)]
 

@@ -76,16 +76,10 @@ class FlagProvider(AbstractProvider):
         """Load the last known flags and begin to follow changes.
 
         Waits until the topic was read to its end or Kafka was found not to answer, at most ``catch_up``: the flags are
-        then as new as they can be. Raises `replank.flags.FlagsNotInstalled`, and
-        `replank.errors.DependencyUnavailable` when the service's own database does not answer.
+        then as new as they can be. Raises as `load` does.
         """
-        self._loop = asyncio.get_running_loop()
-        for flag in await self._copy.load():
-            self._table.apply(flag)
-        self._tasks = [
-            asyncio.create_task(self._follower.run(), name="replank flags follower"),
-            asyncio.create_task(self._copy.run(), name="replank flags local copy"),
-        ]
+        await self.load()
+        self.follow()
         try:
             async with asyncio.timeout(catch_up.total_seconds()):
                 await self._settled.wait()
@@ -95,6 +89,23 @@ class FlagProvider(AbstractProvider):
             # Who is cancelled here has no provider to close.
             await self.close()
             raise
+
+    async def load(self) -> None:
+        """Load the last known flags: from then on they can be asked for, and the provider can be registered.
+
+        Raises `replank.flags.FlagsNotInstalled`, and `replank.errors.DependencyUnavailable` when the service's own
+        database does not answer.
+        """
+        for flag in await self._copy.load():
+            self._table.apply(flag)
+        self._loop = asyncio.get_running_loop()
+
+    def follow(self) -> None:
+        """Begin to follow changes in the background. Call it once."""
+        self._tasks = [
+            asyncio.create_task(self._follower.run(), name="replank flags follower"),
+            asyncio.create_task(self._copy.run(), name="replank flags local copy"),
+        ]
 
     async def close(self) -> None:
         """Stop following, and save what is not in the local copy yet. Flags can still be asked for."""

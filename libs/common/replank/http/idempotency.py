@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
-import asyncpg
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -29,55 +28,12 @@ from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.http.auth import current_principal
 from replank.http.problems import Problem
+from replank.postgres.idempotency import Answer, Identity, find, keep, lock
 from replank.telemetry import metrics
 
 HEADER: Final = "idempotency-key"
 REPLAYED: Final = "idempotency-replayed"
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
-
-_INSTALL: Final = """
-create schema if not exists replank_http;
-create table if not exists replank_http.idempotency (
-    caller text not null,
-    route text not null,
-    key text not null,
-    request_hash bytea not null,
-    status smallint not null,
-    headers text[] not null,
-    body bytea not null,
-    created_at timestamptz not null default clock_timestamp(),
-    primary key (caller, route, key)
-);
-create index if not exists idempotency_created_at on replank_http.idempotency (created_at);
-"""
-_INSTALL_LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('replank_http.install', 0))"
-_LOCK: Final = (
-    "select pg_try_advisory_xact_lock(hashtextextended(jsonb_build_array($1::text, $2::text, $3::text)::text, 0))"
-)
-_FIND: Final = """
-select request_hash, status, headers, body
-from replank_http.idempotency
-where caller = $1 and route = $2 and key = $3 and created_at > clock_timestamp() - interval '1 day'
-"""
-_STORE: Final = """
-insert into replank_http.idempotency (caller, route, key, request_hash, status, headers, body)
-values ($1, $2, $3, $4, $5, $6, $7)
-on conflict (caller, route, key) do update
-set request_hash = excluded.request_hash, status = excluded.status, headers = excluded.headers,
-    body = excluded.body, created_at = excluded.created_at
-"""
-# Every answer that is stored takes a few expired ones away, so that the table needs nobody to clean it.
-_EXPIRE: Final = """
-delete from replank_http.idempotency
-where (caller, route, key) in (
-    select caller, route, key
-    from replank_http.idempotency
-    where created_at <= clock_timestamp() - interval '1 day'
-    order by created_at
-    limit 20
-    for update skip locked
-)
-"""
 
 
 class IdempotencyMisuse(ReplankError):
@@ -87,7 +43,7 @@ class IdempotencyMisuse(ReplankError):
 class Call:
     """One request under one key. ``replay`` is the stored answer, if there is one; else give one with `answer`."""
 
-    def __init__(self, conn: Connection, identity: tuple[str, str, str] | None, request_hash: bytes) -> None:
+    def __init__(self, conn: Connection, identity: Identity | None, request_hash: bytes) -> None:
         self._conn = conn
         self._identity = identity
         self._request_hash = request_hash
@@ -100,18 +56,9 @@ class Call:
         headers = dict(headers or {})
         self._answered = True
         if self._identity is not None:
-            flat = [text for pair in headers.items() for text in pair]
-            await self._conn.execute(_STORE, *self._identity, self._request_hash, status, flat, body)
-            await self._conn.execute(_EXPIRE)
+            await keep(self._conn, self._identity, Answer(self._request_hash, status, headers, body))
             metrics.HTTP_IDEMPOTENT.labels(outcome="executed").inc()
         return Response(body, status_code=status, headers=headers, media_type="application/json")
-
-
-async def install(conn: asyncpg.Connection[asyncpg.Record] | Connection) -> None:
-    """Create schema ``replank_http`` with its table, if it is not there. A service does so when it migrates."""
-    async with conn.transaction():
-        await conn.execute(_INSTALL_LOCK)
-        await conn.execute(_INSTALL)
 
 
 @asynccontextmanager
@@ -142,9 +89,9 @@ async def idempotent(request: Request, conn: Connection, *, required: bool = Fal
             "the Idempotency-Key is not 1 to 255 visible ASCII characters",
             fix="use a UUID",
         )
-    identity = (current_principal(request).subject, f"{request.method} {request.url.path}", keys[0])
+    identity = Identity(current_principal(request).subject, f"{request.method} {request.url.path}", keys[0])
     request_hash = hashlib.sha256(request.scope["query_string"] + b"\n" + await request.body()).digest()
-    if not await conn.fetchval(_LOCK, *identity):
+    if not await lock(conn, identity):
         metrics.HTTP_IDEMPOTENT.labels(outcome="in_progress").inc()
         raise Problem(
             409,
@@ -154,13 +101,13 @@ async def idempotent(request: Request, conn: Connection, *, required: bool = Fal
             headers={"retry-after": "1"},
         )
     call = Call(conn, identity, request_hash)
-    stored = await conn.fetchrow(_FIND, *identity)
+    stored = await find(conn, identity)
     if stored is None:
         yield call
         if not call._answered:
             raise IdempotencyMisuse("the block of idempotent() ended without call.answer()")
         return
-    if stored["request_hash"] != request_hash:
+    if stored.request_hash != request_hash:
         metrics.HTTP_IDEMPOTENT.labels(outcome="conflict").inc()
         raise Problem(
             422,
@@ -169,11 +116,10 @@ async def idempotent(request: Request, conn: Connection, *, required: bool = Fal
             fix="use a new key for a new request",
         )
     metrics.HTTP_IDEMPOTENT.labels(outcome="replayed").inc()
-    flat = iter(stored["headers"])
     call.replay = Response(
-        stored["body"],
-        status_code=stored["status"],
-        headers={**dict(zip(flat, flat, strict=True)), REPLAYED: "true"},
+        stored.body,
+        status_code=stored.status,
+        headers={**stored.headers, REPLAYED: "true"},
         media_type="application/json",
     )
     yield call

@@ -17,6 +17,7 @@ import asyncpg
 from uuid_utils.compat import uuid7
 
 import replank.outbox as package
+from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.events import Event, UnknownContract
 from replank.telemetry.context import capture
@@ -24,7 +25,6 @@ from replank.telemetry.context import capture
 RESERVED_HEADERS: Final = frozenset({"content-type", "traceparent", "tracestate", "baggage"})
 
 Key: TypeAlias = str | UUID | int | None
-Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 # Headers go as text: a caller's connection may have a codec of its own for jsonb.
 _APPEND: Final = "select replank_outbox.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text::jsonb)"

@@ -6,16 +6,14 @@ import importlib.resources
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal
 
-import asyncpg
-
+from replank.connection import Connection
 from replank.errors import ConfigurationError, ReplankError
 from replank.outbox import partitions
 
 _log = logging.getLogger(__name__)
 
-Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 # Every file is applied once, in order; its number is the version. functions.sql is applied by every install.
 _MIGRATIONS: Final = ("0001_tables.sql",)

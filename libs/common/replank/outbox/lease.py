@@ -10,14 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
-import asyncpg
-
+from replank.connection import Connection
 from replank.errors import ReplankError
-
-Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 # (xmin, xmax, transactions in progress): how asyncpg reads and writes pg_snapshot.
 Snapshot: TypeAlias = tuple[int, int, tuple[int, ...]]

@@ -10,16 +10,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Final
 
-import asyncpg
+from replank.connection import Connection
 
 _log = logging.getLogger(__name__)
 
 TAIL: Final = "event_tail"
 FIRST: Final = "event_first"
 
-Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 # Bounds are read back from the catalog, which cannot disagree with itself.
 _LIST: Final = """

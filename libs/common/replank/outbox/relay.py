@@ -16,11 +16,11 @@ import socket
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self
 
-import asyncpg
 from opentelemetry import context as otel_context
 
+from replank.connection import Connection
 from replank.outbox import lease as leases
 from replank.outbox import retention, window
 from replank.outbox.append import OutboxNotInstalled
@@ -33,7 +33,6 @@ from replank.telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
-Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 _MAINTENANCE_LOCK_TIMEOUT: Final = "200ms"
 _DEPTH_CAP: Final = 100_000

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import Any, Final, TypeAlias
+from typing import Final
 
-import asyncpg
-
+from replank.connection import Connection
 from replank.outbox import partitions
 
 _log = logging.getLogger(__name__)
 
-Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 _NOW: Final = "select clock_timestamp()"
 # Whether every shard has published every row: it has not what began after its snapshot, or was in progress in it.

@@ -13,11 +13,12 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
 import asyncpg
 
+from replank.connection import Connection
 from replank.outbox import window
 from replank.outbox.lease import Cursor, Lease
 from replank.outbox.publisher import Encoded, Publisher, PublishFailed, Rejected
@@ -27,7 +28,6 @@ from replank.telemetry import metrics
 
 _log = logging.getLogger(__name__)
 
-Connection: TypeAlias = "asyncpg.Connection[Any]"
 # Makes the publisher of a shard; the second argument is the cluster that the events come from.
 PublisherFactory: TypeAlias = Callable[[int, str], Publisher]
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeAlias
+from typing import Final
 from uuid import UUID
 
-import asyncpg
-
+from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.outbox.partitions import Partition, partitions
-
-Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 COUNT_CAP: Final = 1_000_000
 

@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import asyncpg
 
+from replank.connection import Connection
 from replank.outbox.lease import Cursor, Snapshot
 from replank.outbox.settings import RelaySettings
 
-Connection: TypeAlias = "asyncpg.Connection[Any]"
 Portal: TypeAlias = "asyncpg.cursor.Cursor[Any]"
 
 _MAX_ID: Final = 2**63 - 1

@@ -64,6 +64,11 @@ def _with_service(service: str) -> Processor:
     return add
 
 
+def _without_colours(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # the message once more, as uvicorn would show it on a terminal
+    return event
+
+
 def _in_order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """What everyone looks for first comes first."""
     first = {key: event.pop(key) for key in ("timestamp", "level", "logger", "message") if key in event}
@@ -107,6 +112,7 @@ def logging_to(
         structlog.processors.format_exc_info,
         structlog.processors.EventRenamer("message"),
         _with_service(service),
+        _without_colours,
         _without_secrets,
         _in_order,
         structlog.processors.JSONRenderer(serializer=_to_json)

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from replank import outbox
+from replank.connection import Connection
 from replank.contracts.archiver import PlanArchived
 from replank.contracts.schema import MigrationPlanned, canonical_plan, plan_sha256
 from replank.objects import ObjectStore
-from replank.outbox.append import Connection
 from replank_archiver.manifests import store
 from replank_archiver.manifests.model import Manifest, NotThePlan, plan_key
 

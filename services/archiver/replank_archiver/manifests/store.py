@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 from uuid import UUID
 
-from replank.outbox.append import Connection
+from replank.connection import Connection
 from replank_archiver.manifests.model import Manifest
 
 _INSERT: Final = """

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 from replank import outbox
+from replank.connection import Connection
 from replank.contracts.auth_cache import AccessGranted, AccessRevoked
-from replank.outbox.append import Connection
 from replank_auth_cache.tuples import store
 from replank_auth_cache.tuples.decisions import Decisions
 from replank_auth_cache.tuples.model import OnConflict, RelationTuple, UnknownStore, WriteConflict

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from replank.outbox.append import Connection
+from replank.connection import Connection
 from replank_auth_cache.tuples.model import Answer, RelationTuple
 
 _CREATE: Final = "insert into store (name) select name from unnest($1::text[]) as name on conflict do nothing"

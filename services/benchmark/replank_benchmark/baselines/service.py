@@ -9,10 +9,10 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from replank import outbox
+from replank.connection import Connection
 from replank.contracts.alerts import AlertRaised
 from replank.contracts.benchmark import BaselineRecorded
 from replank.contracts.schema import Source
-from replank.outbox.append import Connection
 from replank_benchmark.baselines import store
 from replank_benchmark.baselines.model import Baseline, CannotCapture, Capture, TargetUnavailable
 

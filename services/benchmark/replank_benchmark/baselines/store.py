@@ -7,8 +7,8 @@ from dataclasses import asdict
 from typing import Final
 from uuid import UUID
 
+from replank.connection import Connection
 from replank.contracts.schema import Source
-from replank.outbox.append import Connection
 from replank_benchmark.baselines.model import Baseline, Capture, RelationFigures
 
 _INSERT: Final = """

@@ -30,6 +30,8 @@ class State(StrEnum):
     PENDING = "pending"
     MET = "met"
     FAILED = "failed"
+    #: It was met, and what it rested on was taken back.
+    MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True)

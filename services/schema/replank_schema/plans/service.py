@@ -1,6 +1,6 @@
 """Use cases: plan a migration, settle an item of its checklist.
 
-Both run inside the caller's transaction, so that the rows and the event that tells of them commit together.
+They run inside the caller's transaction, so that the rows and the event that tells of them commit together.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from replank import outbox
+from replank.connection import Connection
 from replank.contracts.schema import MigrationPlanned, MigrationReady, plan_sha256
-from replank.outbox.append import Connection
 from replank_schema.plans import store
 from replank_schema.plans.model import Draft, Item, Migration, Phase, State
 
@@ -24,6 +24,8 @@ class Settled(StrEnum):
     UNKNOWN_MIGRATION = "unknown_migration"
     #: The migration is ready already: the checklist is closed.
     CLOSED = "closed"
+    #: It speaks of somebody who is not the migration's owner.
+    NOT_THE_OWNER = "not_the_owner"
     NOTED = "noted"
     READY = "ready"
 
@@ -63,12 +65,32 @@ async def settle(
     migration = await store.lock(conn, migration_id)
     if migration is None:
         return Settled.UNKNOWN_MIGRATION
+    return await _settle(conn, migration, item, state, detail=detail, event_id=event_id)
+
+
+async def settle_access(conn: Connection, migration_id: UUID, *, user: str, owns: bool, event_id: UUID) -> Settled:
+    """Note that somebody became an owner of the migration, or is one no more.
+
+    What counts is the owner that the plan names: others may come and go. A revocation opens the item again.
+    """
+    migration = await store.lock(conn, migration_id)
+    if migration is None:
+        return Settled.UNKNOWN_MIGRATION
+    if user != migration.owner:
+        return Settled.NOT_THE_OWNER
+    state, detail = (State.MET, f"{user} is owner") if owns else (State.MISSING, f"{user} is owner no more")
+    return await _settle(conn, migration, Item.ACCESS, state, detail=detail, event_id=event_id)
+
+
+async def _settle(
+    conn: Connection, migration: Migration, item: Item, state: State, *, detail: str, event_id: UUID
+) -> Settled:
     if migration.phase is not Phase.PLANNED:
         return Settled.CLOSED
     now = datetime.now(UTC)
-    if not await store.settle(conn, migration_id, item, state, detail=detail, event_id=event_id, at=now):
+    if not await store.settle(conn, migration.id, item, state, detail=detail, event_id=event_id, at=now):
         return Settled.NOTED
-    await store.set_ready(conn, migration_id, now)
+    await store.set_ready(conn, migration.id, now)
     ready = MigrationReady(
         migration_id=migration.id,
         name=migration.name,

@@ -11,8 +11,8 @@ from uuid import UUID
 import asyncpg
 from pydantic import JsonValue
 
+from replank.connection import Connection
 from replank.contracts.schema import Source
-from replank.outbox.append import Connection
 from replank_schema.plans.model import Item, Migration, Phase, Readiness, State
 
 _INSERT: Final = """
