@@ -69,10 +69,10 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     async with database.acquire() as conn:
         await store.create_stores(conn, ["replank"])
-    valkey = await fault_proxy(urlsplit(valkey_url).netloc)
+    valkey = await fault_proxy(urlsplit(valkey_url).netloc.rpartition("@")[2])
     async with (
         Pools(postgres_dsn, service="test") as pools,
-        Cache(f"redis://{valkey.address}/0", name="test") as cache,
+        Cache(valkey.in_front_of(valkey_url), name="test") as cache,
     ):
         decisions = Decisions(pools.authorization_primary, cache, max_age=60.0, entry_ttl=60.0, cache_pause=0.05)
         yield Bench(database, pools, decisions, valkey)

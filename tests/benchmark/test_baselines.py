@@ -32,7 +32,7 @@ async def shop(postgres_server: str) -> AsyncIterator[str]:
     async with servers.database(postgres_server) as dsn:
         conn = await asyncpg.connect(dsn)
         await conn.execute(f"""
-            create role "{role}" login;
+            create role "{role}" login password '{role}';
             create schema "Odd schema";
             create table kv (key text primary key, value jsonb not null);
             insert into kv select n::text, jsonb_build_object('n', n) from generate_series(1, {ROWS}) as n;
@@ -50,7 +50,7 @@ async def shop(postgres_server: str) -> AsyncIterator[str]:
         """)
         try:
             parts = urlsplit(dsn)
-            yield urlunsplit(parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}"))
+            yield urlunsplit(parts._replace(netloc=f"{role}:{role}@{parts.hostname}:{parts.port}"))
         finally:
             await conn.execute(f'drop owned by "{role}"; drop role "{role}"')
             await conn.close()
@@ -110,7 +110,7 @@ async def test_a_source_that_cannot_be_measured_says_why(targets: Targets, sourc
 
 async def test_a_role_that_the_target_does_not_know_is_no_reason_to_try_again(shop: str) -> None:
     parts = urlsplit(shop)
-    stranger = urlunsplit(parts._replace(netloc=f"stranger@{parts.hostname}:{parts.port}"))
+    stranger = urlunsplit(parts._replace(netloc=f"stranger:none@{parts.hostname}:{parts.port}"))
     with pytest.raises(CannotCapture, match="does not let us in"):
         await Targets({"shop": SecretStr(stranger)}, timeout=5.0).capture(Source(target="shop", table="kv"))
 
@@ -125,7 +125,7 @@ async def test_a_target_that_does_not_answer_is_one_to_try_again(
         await proxy.refuse()
     else:
         proxy.stall()
-    through = urlunsplit(parts._replace(netloc=f"{parts.username}@{proxy.address}"))
+    through = proxy.in_front_of(shop)
     with pytest.raises(TargetUnavailable, match="does not answer"):
         await Targets({"shop": SecretStr(through)}, timeout=0.5).capture(Source(target="shop", table="kv"))
 

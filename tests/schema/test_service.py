@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -343,7 +343,7 @@ async def test_it_starts_without_postgres_says_so_and_recovers_by_itself(
     parts = urlsplit(postgres_dsn)
     proxy = await fault_proxy(f"{parts.hostname}:{parts.port}")
     await proxy.refuse()
-    through = urlunsplit(parts._replace(netloc=f"{parts.username}@{proxy.address}"))
+    through = proxy.in_front_of(postgres_dsn)
     service = compose(configure(through))
     async with living(service, issuer.token(), ready=False) as client:
         assert (await client.get("/healthz")).status_code == 200

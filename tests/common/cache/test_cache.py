@@ -29,10 +29,6 @@ def key() -> str:
     return fresh_name()
 
 
-def proxied(url: str, address: str) -> str:
-    return urlsplit(url)._replace(netloc=address).geturl()
-
-
 async def test_gives_back_the_bytes_it_was_given(cache: Cache, key: str) -> None:
     value = bytes(range(256))
     assert await cache.get(key) is None
@@ -82,7 +78,7 @@ async def test_a_server_that_does_not_answer_costs_no_more_than_the_deadline(
     valkey_url: str, fault_proxy: FaultProxies, key: str
 ) -> None:
     proxy = await fault_proxy(urlsplit(valkey_url).netloc)
-    async with Cache(proxied(valkey_url, proxy.address), name="planks", within=0.2, connections=2) as cache:
+    async with Cache(proxy.in_front_of(valkey_url), name="planks", within=0.2, connections=2) as cache:
         await cache.ping()
         proxy.stall()
         started = time.monotonic()
@@ -98,7 +94,7 @@ async def test_broken_connections_are_replaced_without_an_error(
     valkey_url: str, fault_proxy: FaultProxies, key: str
 ) -> None:
     proxy = await fault_proxy(urlsplit(valkey_url).netloc)
-    async with Cache(proxied(valkey_url, proxy.address), name="planks", within=2.0) as cache:
+    async with Cache(proxy.in_front_of(valkey_url), name="planks", within=2.0) as cache:
         await cache.set(key, b"x", lifetime=10)
         proxy.cut()
         assert await cache.get(key) == b"x"

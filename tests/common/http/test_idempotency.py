@@ -39,9 +39,7 @@ async def proxy(postgres_dsn: str, fault_proxy: FaultProxies) -> FaultProxy:
 
 @pytest.fixture
 async def pools(postgres_dsn: str, proxy: FaultProxy) -> AsyncIterator[Pools]:
-    parts = urlsplit(postgres_dsn)
-    dsn = parts._replace(netloc=f"{parts.username}@{proxy.address}").geturl()
-    async with Pools(dsn, service="shop") as opened:
+    async with Pools(proxy.in_front_of(postgres_dsn), service="shop") as opened:
         async with opened.general_primary.acquire() as conn:
             await idempotency.install(conn)
             await conn.execute("create table plank (id uuid primary key, name text not null)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from datetime import timedelta
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -56,7 +56,7 @@ async def test_it_waits_for_postgres_at_the_start_and_later(
 ) -> None:
     parts = urlsplit(postgres_dsn)
     proxy = await fault_proxy(f"{parts.hostname}:{parts.port}")
-    dsn = urlunsplit(parts._replace(netloc=f"postgres@{proxy.address}"))
+    dsn = proxy.in_front_of(postgres_dsn)
     async with asyncpg.create_pool(dsn, min_size=0, max_size=10) as pool:
         inbox = Inbox(KafkaBroker(kafka, consumer_only=True, logger=None), pool, consumer=send.topic, settings=FAST)
         inbox.topic(send.topic).on(Paid)(write)

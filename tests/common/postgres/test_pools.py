@@ -12,16 +12,11 @@ from prometheus_client import REGISTRY
 
 from replank.errors import ConfigurationError, DependencyUnavailable
 from replank.postgres import Pool, PoolExhausted, Pools, PoolSettings, PoolsSettings
-from replank.testing.faults import FaultProxy, unused_address
+from replank.testing.faults import unused_address
 from replank.testing.plugin import FaultProxies
 from replank.testing.wait import eventually
 
 SMALL = PoolSettings(max_size=2, acquire_timeout=0.3, statement_timeout=2.0)
-
-
-def through(proxy: FaultProxy, dsn: str) -> str:
-    database = dsn.rsplit("/", 1)[1]
-    return f"postgresql://postgres@{proxy.address}/{database}"
 
 
 def server_of(dsn: str) -> str:
@@ -109,7 +104,7 @@ async def test_replica_pools_go_to_the_primary_where_there_is_no_replica_and_say
 
 async def test_replica_pools_go_to_the_replica_where_there_is_one(postgres_dsn: str, fault_proxy: FaultProxies) -> None:
     replica = await fault_proxy(server_of(postgres_dsn))
-    async with Pools(postgres_dsn, service="shop", replica_dsn=through(replica, postgres_dsn)) as pools:
+    async with Pools(postgres_dsn, service="shop", replica_dsn=replica.in_front_of(postgres_dsn)) as pools:
         for pool in pools:
             await pool.check()
         assert {status.pool for status in pools.status() if status.target == "replica"} == {
@@ -140,7 +135,7 @@ async def test_waiting_for_a_server_that_is_down_logs_and_ends_when_it_is_up(
 ) -> None:
     proxy = await fault_proxy(server_of(postgres_dsn))
     await proxy.refuse()
-    async with Pools(through(proxy, postgres_dsn), service="shop") as pools:
+    async with Pools(proxy.in_front_of(postgres_dsn), service="shop") as pools:
         with caplog.at_level(logging.WARNING):
             ready = asyncio.create_task(pools.general_primary.wait_until_ready(first_delay=0.01, max_delay=0.05))
             await eventually(lambda: len(caplog.records) >= 2, "two failures are logged")
@@ -157,7 +152,7 @@ async def test_a_server_that_does_not_answer_is_not_an_exhausted_pool(
     proxy = await fault_proxy(server_of(postgres_dsn))
     proxy.stall()
     settings = PoolsSettings(general_primary=PoolSettings(min_size=0, acquire_timeout=0.2))
-    async with Pools(through(proxy, postgres_dsn), service="shop", settings=settings) as pools:
+    async with Pools(proxy.in_front_of(postgres_dsn), service="shop", settings=settings) as pools:
         with pytest.raises(DependencyUnavailable) as caught:
             await pools.check()
     assert not isinstance(caught.value, PoolExhausted)
@@ -167,7 +162,7 @@ async def test_a_connection_that_breaks_inside_the_block_is_unavailable_and_the_
     postgres_dsn: str, fault_proxy: FaultProxies
 ) -> None:
     proxy = await fault_proxy(server_of(postgres_dsn))
-    async with Pools(through(proxy, postgres_dsn), service="shop") as pools:
+    async with Pools(proxy.in_front_of(postgres_dsn), service="shop") as pools:
         pool = pools.general_primary
 
         async def work() -> None:

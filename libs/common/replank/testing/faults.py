@@ -24,17 +24,23 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
 
 _CHUNK: Final = 64 * 1024
 Direction = Literal["to_server", "to_client"]
 
 
 class FaultProxy:
-    """Forwards TCP connections to ``target`` (``host:port``), until told otherwise. Use it with ``async with``."""
+    """Forwards TCP connections to ``target`` (``host:port``, or a URL that has both), until told otherwise.
+
+    Use it with ``async with``.
+    """
 
     def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._target = (host, int(port))
+        parts = urlsplit(target if "://" in target else f"//{target}")
+        if parts.hostname is None or parts.port is None:
+            raise ValueError("the target of a FaultProxy needs a host and a port")
+        self._target = (parts.hostname, parts.port)
         self._server: asyncio.Server | None = None
         self._port = 0
         self._links: set[_Link] = set()
@@ -69,6 +75,12 @@ class FaultProxy:
     def address(self) -> str:
         """``host:port`` for the client."""
         return f"{self.host}:{self.port}"
+
+    def in_front_of(self, url: str) -> str:
+        """The same URL by way of this proxy: credentials, path and query stay."""
+        parts = urlsplit(url)
+        credentials, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{credentials}{at}{self.address}"))
 
     @property
     def connections(self) -> int:
