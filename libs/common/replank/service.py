@@ -170,7 +170,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        outbox.default_source = f"replank/{self.name}"
+        before, outbox.default_source = outbox.default_source, f"replank/{self.name}"
         stop = asyncio.Event()
         publishing = asyncio.create_task(self._publish(stop), name="relay")
         consuming = asyncio.create_task(self._consume(), name="consumers")
@@ -191,6 +191,7 @@ class Service:
             for close in reversed(self._closers):
                 await close()
             await self.pools.close()
+            outbox.default_source = before
 
     async def _publish(self, stop: asyncio.Event) -> None:
         if not self.settings.run_relay:
