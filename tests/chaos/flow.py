@@ -33,7 +33,7 @@ from tests.e2e.system import fetch
 
 Delivery = Literal["at_least_once", "exactly_once"]
 
-ROUNDS: Final = int(os.environ.get("REPLANK_CHAOS_ROUNDS", "2"))
+ROUNDS: Final = int(os.environ.get("REPLANK_CHAOS_ROUNDS", "1"))
 """How often each test kills what it kills."""
 RATE: Final = os.environ.get("REPLANK_CHAOS_RATE", "40")
 """Transactions a second, of about 1.6 events each; every event has two effects and one follow-up event."""

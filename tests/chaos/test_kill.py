@@ -64,7 +64,7 @@ async def test_whatever_dies_together_with_whatever_else_the_flow_mends_itself(
 ) -> None:
     async with flowing(stack, delivery=delivery) as flow:
         victims: list[Victim] = [flow.writer, flow.relay, flow.consumer, flow.kafka, flow.postgres]
-        for _ in range(ROUNDS):
+        for _ in range(2 * ROUNDS):
             together = random.sample(victims, k=random.randint(2, len(victims)))
             await flow.survive(Together(*together), rounds=1)
         await flow.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Final, get_args
+from typing import Final
 
 import pytest
 import pytest_asyncio
@@ -12,7 +12,7 @@ import pytest_asyncio
 from replank.testing.faults import FaultProxy
 from replank_local import Stack
 from tests.chaos import recoveries
-from tests.chaos.flow import Delivery, Flow, Way, flowing
+from tests.chaos.flow import Flow, Way, flowing
 from tests.chaos.test_frozen import gets_the_shard
 
 pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="session")]
@@ -70,19 +70,17 @@ async def survive(flow: Flow, way: FaultProxy, fault: Fault, name: str) -> None:
     recoveries.note(f"{name}: {fault.__name__}", start=0.0, caught_up=time.monotonic() - began)
 
 
-@pytest.mark.parametrize("delivery", get_args(Delivery))
-async def test_a_broken_way_to_kafka_loses_nothing(stack: Stack, kafka_way: FaultProxy, delivery: Delivery) -> None:
-    async with flowing(stack, delivery=delivery, ways={"relay": Way(kafka=kafka_way.address)}) as flow:
+async def test_a_broken_way_of_the_relay_to_kafka_loses_and_repeats_nothing(
+    stack: Stack, kafka_way: FaultProxy
+) -> None:
+    async with flowing(stack, delivery="exactly_once", ways={"relay": Way(kafka=kafka_way.address)}) as flow:
         for fault in FAULTS:
             await survive(flow, kafka_way, fault, "relay to kafka")
         await flow.finish()
 
 
-@pytest.mark.parametrize("delivery", get_args(Delivery))
-async def test_a_broken_way_to_postgres_loses_nothing(
-    stack: Stack, postgres_way: FaultProxy, delivery: Delivery
-) -> None:
-    async with flowing(stack, delivery=delivery, ways={"relay": Way(postgres=postgres_way.address)}) as flow:
+async def test_a_broken_way_of_the_relay_to_postgres_loses_nothing(stack: Stack, postgres_way: FaultProxy) -> None:
+    async with flowing(stack, ways={"relay": Way(postgres=postgres_way.address)}) as flow:
         for fault in FAULTS:
             await survive(flow, postgres_way, fault, "relay to postgres")
         await flow.finish()
@@ -90,7 +88,8 @@ async def test_a_broken_way_to_postgres_loses_nothing(
 
 async def test_a_broken_way_of_the_consumer_to_kafka_repeats_nothing(stack: Stack, kafka_way: FaultProxy) -> None:
     async with flowing(stack, ways={"consumer": Way(kafka=kafka_way.address)}) as flow:
-        for fault in FAULTS:
+        # Not `vanished`: aiokafka waits 40 s for the answer to a fetch.
+        for fault in (reset, refused, silent):
             await survive(flow, kafka_way, fault, "consumer to kafka")
         await flow.finish()
 

@@ -124,7 +124,7 @@ def random_rounds() -> list[tuple[str, ...]]:
     """Each service in one of two pairs, then a server together with some of the services."""
     first, second, third, fourth = random.sample(sorted(SERVICES), k=len(SERVICES))
     rounds: list[tuple[str, ...]] = [(first, second), (third, fourth)]
-    for _ in range(ROUNDS - 1):
+    for _ in range(ROUNDS):
         server = random.choice(("kafka", "postgres"))
         rounds.append((server, *random.sample(sorted(SERVICES), k=random.randint(1, 3))))
     return rounds
