@@ -25,10 +25,11 @@ _UNREACHABLE: Final = (
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )
-_TRANSIENT: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, FlagsNotInstalled)
+_TRANSIENT: Final = (asyncpg.PostgresError, *_UNREACHABLE, FlagsNotInstalled)
 
 
 class LocalCopy:

@@ -31,8 +31,15 @@ _log = logging.getLogger(__name__)
 # Makes the publisher of a shard; the second argument is the cluster that the events come from.
 PublisherFactory: TypeAlias = Callable[[int, str], Publisher]
 
-# What a Postgres that is away, restarting or failing over looks like from here.
-POSTGRES_ERRORS: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# What a Postgres that is away, restarting or failing over looks like from here. The internal error is asyncpg's own
+# confusion over a server that dies in the middle of an answer.
+POSTGRES_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 
 _STOP_TIMEOUT: Final = 5.0  # seconds for what is in flight when the worker is told to stop
 

@@ -167,7 +167,7 @@ async def connection(dsn: str, *, statement_timeout: float | None = None, **sess
         raise
     try:
         await conn.close(timeout=1.0)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
         conn.terminate()
 
 

@@ -38,6 +38,7 @@ GONE: Final = (
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
+    asyncpg.InternalClientError,  # asyncpg's own confusion over a server that dies in the middle of an answer
 )
 # What asyncpg raises when a connection cannot be made, whoever is to blame. Wrong passwords and missing databases are
 # among them: they too are mended outside of this process, often without restarting it.
@@ -47,7 +48,6 @@ CANNOT_CONNECT: Final = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
     asyncpg.TooManyConnectionsError,
-    asyncpg.InternalClientError,
     asyncpg.ClientConfigurationError,
     asyncpg.TargetServerAttributeNotMatched,
 )
