@@ -329,7 +329,7 @@ class Flow:
                 published.setdefault(record.key.decode(), {})[header(record, "ce_id")] = None
             assert {key: list(ids) for key, ids in published.items()} == appended
             twice = repeated(records)
-            recoveries.remark(f"{self._delivery}: {len(twice)} of {len(rows)} events of a topic were published again")
+            recoveries.published(self._delivery, events=len(rows), again=len(twice))
             if self._delivery == "exactly_once":
                 assert not twice, f"{len(twice)} events are on {topic} more than once"
 

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Final
 
 _recoveries: Final[dict[str, list[tuple[float, float]]]] = defaultdict(list)
-_remarks: Final[list[str]] = []
+_published: Final[dict[str, list[int]]] = defaultdict(lambda: [0, 0])
 
 
 def note(victim: str, *, start: float, caught_up: float) -> None:
@@ -16,9 +16,11 @@ def note(victim: str, *, start: float, caught_up: float) -> None:
     _recoveries[victim].append((start, caught_up))
 
 
-def remark(text: str) -> None:
-    """Keep a sentence."""
-    _remarks.append(text)
+def published(delivery: str, *, events: int, again: int) -> None:
+    """Count the events of a topic, and those of them that were published more than once."""
+    counts = _published[delivery]
+    counts[0] += events
+    counts[1] += again
 
 
 def report() -> Iterator[str]:
@@ -29,4 +31,5 @@ def report() -> Iterator[str]:
             f"{victim:<28} {len(times):>2} x  started in {median(starts):5.1f} s, "
             f"then caught up in {median(waits):5.1f} s (at most {max(waits):.1f} s)"
         )
-    yield from _remarks
+    for delivery, (events, again) in _published.items():
+        yield f"{delivery}: of {events} events {again} were published again"

@@ -7,7 +7,7 @@ env | sed -n '/^KAFKA_HEAP_OPTS=/d; s/^KAFKA_//p' | while IFS='=' read -r name v
 done >"$settings"
 if [ ! -s "$KAFKA_LOG_DIRS/meta.properties" ]; then
     java -cp '/opt/kafka/libs/*' kafka.tools.StorageTool format \
-        -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=')" -c "$settings"
+        -t "$(head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' | sed 's/^-/A/')" -c "$settings"
 fi
 # shellcheck disable=SC2086  # options, to be split
 exec java ${KAFKA_HEAP_OPTS:-} -cp '/opt/kafka/libs/*' kafka.Kafka "$settings"

@@ -56,7 +56,7 @@ async def _prepare(place: Place) -> Command:
     classpath = f"{kafka_jars().path}/*"
     logging = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true")
     if not (data / "meta.properties").exists():
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster = cluster_id(uuid.uuid4())
         tool = ["java", *logging, "-cp", classpath, "kafka.tools.StorageTool", "format"]
         await _format(place, [*tool, "--cluster-id", cluster, "--config", str(settings)])
     return Command(
@@ -66,6 +66,12 @@ async def _prepare(place: Place) -> Command:
         ],
         cwd=folder,
     )
+
+
+def cluster_id(drawn: uuid.UUID) -> str:
+    """As Kafka writes its ids: URL-safe base 64. Like Kafka's own, it never begins as an option of a command does."""
+    text = base64.urlsafe_b64encode(drawn.bytes).decode().rstrip("=")
+    return f"A{text[1:]}" if text.startswith("-") else text
 
 
 async def _format(place: Place, argv: list[str]) -> None:
