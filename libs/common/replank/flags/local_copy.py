@@ -9,6 +9,7 @@ from typing import Final
 
 import asyncpg
 
+from replank.connection import POSTGRES_ERRORS
 from replank.contracts.flags import FlagChanged
 from replank.errors import DependencyUnavailable
 from replank.events import InvalidEvent
@@ -29,7 +30,7 @@ _UNREACHABLE: Final = (
     OSError,
     TimeoutError,
 )
-_TRANSIENT: Final = (asyncpg.PostgresError, *_UNREACHABLE, FlagsNotInstalled)
+_TRANSIENT: Final = (*POSTGRES_ERRORS, FlagsNotInstalled)
 
 
 class LocalCopy:

@@ -31,7 +31,7 @@ from aiokafka.errors import KafkaError
 from faststream.kafka import KafkaBroker
 from uuid_utils.compat import uuid7
 
-from replank.connection import Connection
+from replank.connection import POSTGRES_ERRORS, Connection
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
 from replank.events import Event
 from replank.inbox import store, topics, tracing
@@ -242,7 +242,7 @@ class Inbox:
             try:
                 async with self._pool.acquire() as conn:
                     await store.sign_off(conn, self.consumer, self._instance)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            except POSTGRES_ERRORS as error:
                 _log.info("consumer could not sign off", extra={"consumer": self.consumer, "error": repr(error)})
         # Stopping the broker would stop what else reads through it: another inbox, a plain FastStream subscriber.
         if self._owns_broker and not any(subscriber.running for subscriber in self._broker.subscribers):
@@ -277,7 +277,7 @@ class Inbox:
                 if wrong:
                     raise ConfigurationError(wrong[0].message, fix=wrong[0].fix)
                 await self._heartbeat(conn)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        except POSTGRES_ERRORS as error:
             if not is_transient(error):
                 raise
             raise DependencyUnavailable("postgres", f"Postgres does not answer: {type(error).__name__}") from error

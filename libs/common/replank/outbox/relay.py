@@ -20,14 +20,14 @@ from typing import Any, Final, Self
 
 from opentelemetry import context as otel_context
 
-from replank.connection import Connection
+from replank.connection import POSTGRES_ERRORS, Connection
 from replank.outbox import lease as leases
 from replank.outbox import retention, window
 from replank.outbox.append import OutboxNotInstalled
 from replank.outbox.lease import Lease, LeaseLost
 from replank.outbox.publisher import KafkaPublisher, Publisher
 from replank.outbox.settings import RelaySettings
-from replank.outbox.shard import POSTGRES_ERRORS, PublisherFactory, ShardWorker
+from replank.outbox.shard import PublisherFactory, ShardWorker
 from replank.outbox.status import status
 from replank.telemetry import metrics
 

@@ -16,9 +16,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Final, TypeAlias
 from uuid import UUID
 
-import asyncpg
-
-from replank.connection import Connection
+from replank.connection import POSTGRES_ERRORS, Connection
 from replank.outbox import window
 from replank.outbox.lease import Cursor, Lease
 from replank.outbox.publisher import Encoded, Publisher, PublishFailed, Rejected
@@ -30,16 +28,6 @@ _log = logging.getLogger(__name__)
 
 # Makes the publisher of a shard; the second argument is the cluster that the events come from.
 PublisherFactory: TypeAlias = Callable[[int, str], Publisher]
-
-# What a Postgres that is away, restarting or failing over looks like from here. The internal error is asyncpg's own
-# confusion over a server that dies in the middle of an answer.
-POSTGRES_ERRORS: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-)
 
 _STOP_TIMEOUT: Final = 5.0  # seconds for what is in flight when the worker is told to stop
 

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import asyncpg
 
-from replank.connection import Connection
+from replank.connection import POSTGRES_ERRORS, Connection
 from replank.outbox.lease import Cursor, Snapshot
 from replank.outbox.settings import RelaySettings
 
@@ -167,7 +167,7 @@ async def connection(dsn: str, *, statement_timeout: float | None = None, **sess
         raise
     try:
         await conn.close(timeout=1.0)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
+    except POSTGRES_ERRORS:
         conn.terminate()
 
 
