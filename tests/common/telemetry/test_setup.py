@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace.sampling import Decision
@@ -123,6 +125,30 @@ def test_setting_up_twice_is_an_error_until_the_first_is_shut_down() -> None:
     first.shutdown()
     again = setup(TelemetrySettings(service_name="two"))
     again.shutdown()
+
+
+async def test_after_its_shutdown_a_process_decides_for_nobody_whether_a_flow_is_traced() -> None:
+    heads = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append((await reader.readuntil(b"\r\n\r\n")).lower())
+        writer.write(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with (
+        await asyncio.start_server(answer, "127.0.0.1", 0) as server,
+        httpx.AsyncClient(base_url="http://{}:{}".format(*server.sockets[0].getsockname())) as client,
+    ):
+        telemetry = setup(TelemetrySettings(service_name="caller"))
+        try:
+            await client.get("/")
+        finally:
+            await asyncio.to_thread(telemetry.shutdown)
+        await client.get("/")
+    during, after = heads
+    assert b"traceparent:" in during
+    assert b"traceparent:" not in after
 
 
 @pytest.mark.parametrize(

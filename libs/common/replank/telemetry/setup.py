@@ -179,6 +179,8 @@ def setup(settings: TelemetrySettings) -> Telemetry:
         for instrumentor in (AsyncPGInstrumentor(), HTTPXClientInstrumentor()):  # type: ignore[no-untyped-call]
             if not instrumentor.is_instrumented_by_opentelemetry:
                 instrumentor.instrument()
+                # Left in place it would tell whoever is called that the flow is not traced, and end its trace there.
+                undo.callback(instrumentor.uninstrument)
         _Process.telemetry = telemetry = Telemetry(settings, pipeline, undo)
         return telemetry
 
