@@ -23,6 +23,7 @@ from importlib.metadata import version
 from typing import Any, Final, TypeVar
 
 import openfeature.api
+import stamina.instrumentation
 from aiokafka.errors import KafkaError
 from fastapi import APIRouter, FastAPI
 from faststream.kafka import KafkaBroker
@@ -55,6 +56,15 @@ def _is_news(record: logging.LogRecord) -> bool:
 # Not FastStream's own logger: that has a handler, whose lines are coloured and no JSON.
 _faststream_log = logging.getLogger("replank.faststream")
 _faststream_log.addFilter(_is_news)
+
+
+def _tell_of_retry(details: stamina.instrumentation.RetryDetails) -> None:
+    # What fails in the end is raised, and told by whoever asked. An error of ours names its server.
+    _log.info("attempt %d failed, the next in %.2f s: %s", details.retry_num, details.wait_for, details.caused_by)
+
+
+# Not stamina's own hooks: they warn of every attempt, without saying whose, and add a metric that says no more.
+stamina.instrumentation.set_on_retry_hooks([_tell_of_retry])
 
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0

@@ -14,6 +14,7 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from replank import service
 from replank.authz import AuthzClient, AuthzRejected, Tuple
 from replank.authz.routes import require
 from replank.errors import ConfigurationError, DependencyUnavailable
@@ -229,3 +230,16 @@ async def test_a_route_lets_nobody_in_when_nobody_can_tell() -> None:
 
 async def test_a_route_of_an_application_without_authorization_lets_nobody_in() -> None:
     assert (await get(shop(None), "/planks/7")).status_code == 500
+
+
+async def test_a_service_tells_of_every_repeated_attempt_and_whose_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    async with unused_address() as address, AuthzClient(f"http://{address}", "very-secret") as client:
+        with caplog.at_level("INFO"), pytest.raises(DependencyUnavailable):
+            await client.check("user:anna", "owner", "plank:7")
+    told = [record for record in caplog.records if record.name in {service.__name__, "stamina"}]
+    assert [(record.levelname, record.getMessage()[:16]) for record in told] == [
+        ("INFO", "attempt 1 failed"),
+        ("INFO", "attempt 2 failed"),
+    ]
+    assert all(f"auth-cache at http://{address}" in record.getMessage() for record in told)
+    assert "very-secret" not in caplog.text

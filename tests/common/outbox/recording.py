@@ -37,6 +37,7 @@ class Log:
     cursors: dict[int, tuple[int, int]] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
     hold: asyncio.Event | None = None
+    held: bool = False
     refused: set[str] = field(default_factory=set)
 
     def publisher(self, shard: int, _cluster: str) -> RecordingPublisher:
@@ -74,6 +75,7 @@ class RecordingPublisher:
         fault = self._log.faults.pop(0) if self._log.faults else None
         await asyncio.sleep(0)
         if self._log.hold is not None:
+            self._log.held = True
             await self._log.hold.wait()
         if fault == "before":
             raise PublishFailed("told to fail before")

@@ -176,6 +176,36 @@ async def test_it_goes_on_by_itself_after_postgres_was_away(
     assert list(dict.fromkeys(header(record, "ce_id") for record in records)) == [first, second]
 
 
+async def test_a_silent_postgres_ends_the_session_and_not_the_lease(
+    db: asyncpg.Pool, postgres_dsn: str, fault_proxy: FaultProxies
+) -> None:
+    """Once while there is nothing to publish, once in the middle of a backlog: nothing is missing, in order."""
+    proxy = await fault_proxy(_address(postgres_dsn))
+    log = Log()
+    settings = FAST.model_copy(update={"lease": 60.0, "read_timeout": 0.3, "page_rows": 10})
+    async with (
+        Relay(proxy.in_front_of(postgres_dsn), "unused:0", settings, publisher_factory=log.publisher) as relay,
+        db.acquire() as conn,
+    ):
+        await eventually(lambda: relay.healthy, "it polls")
+        proxy.stall()
+        await eventually(lambda: "no answer in time" in relay.problem, "it gives up the poll", within=5)
+        # One page is held back, so that the silence begins while the others are read.
+        log.hold = asyncio.Event()
+        ids = await put_many(conn, "t", [str(number % 7) for number in range(300)])
+        await proxy.heal()
+        await eventually(lambda: log.held, "the backlog has begun", within=5)
+        proxy.stall()
+        log.hold.set()
+        await eventually(lambda: "no answer in time" in relay.problem, "it gives up the page", within=5)
+        assert len(log.first_deliveries()) < len(ids)
+        await proxy.heal()
+        await eventually(
+            lambda: [record.event_id for record in log.first_deliveries()] == ids, "all of it arrives", within=5
+        )
+        assert await conn.fetchval("select token from replank_outbox.shard") == 1
+
+
 def _address(dsn: str) -> str:
     return dsn.split("@", 1)[1].split("/", 1)[0]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -14,6 +17,7 @@ from replank.outbox import window
 from replank.outbox.lease import Cursor
 from replank.outbox.settings import RelaySettings
 from replank.outbox.window import EVENT_ID, ID, WindowReader
+from replank.testing.plugin import FaultProxies
 from tests.common.outbox.events import put, put_many
 
 START = Cursor(number=0, previous=(1, 1, ()), current=None, last_id=0, floor_id=0, replay_to=None)
@@ -21,9 +25,10 @@ START = Cursor(number=0, previous=(1, 1, ()), current=None, last_id=0, floor_id=
 
 @asynccontextmanager
 async def _reader(dsn: str, **changed: Any) -> AsyncIterator[WindowReader]:
-    async with window.connection(dsn) as conn:
+    settings = RelaySettings(**changed)
+    async with window.connection(dsn, statement_timeout=settings.read_timeout) as conn:
         await window.read_times_as_integers(conn)
-        yield WindowReader(conn, 0, 1, RelaySettings(**changed))
+        yield WindowReader(conn, 0, 1, settings)
 
 
 async def _read(reader: WindowReader, cursor: Cursor, page_rows: int) -> list[list[str]]:
@@ -100,6 +105,56 @@ async def test_a_read_transaction_that_lasted_long_enough_is_ended_and_reading_g
         snapshot, _ = await reader.poll(START, 1)
         pages = await _read(reader, START.window(snapshot), 3)
         assert [event_id for page in pages for event_id in page] == ids
+
+
+@pytest.mark.parametrize("part", ["poll", "first page", "next page"])
+async def test_a_server_that_vanished_is_given_up_after_the_read_timeout(
+    db: asyncpg.Pool, postgres_dsn: str, fault_proxy: FaultProxies, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(window, "_BACKLOG_PATIENCE", 2)
+    proxy = await fault_proxy(urlsplit(postgres_dsn).netloc.rpartition("@")[2])
+    async with db.acquire() as conn:
+        await put_many(conn, "t", [str(number) for number in range(10)])
+    vanished = 0.0
+
+    async def read() -> None:
+        nonlocal vanished
+        async with _reader(proxy.in_front_of(postgres_dsn), read_timeout=0.3) as reader:
+            snapshot, _ = await reader.poll(START, 1)
+            pages = reader.pages(START.window(snapshot), lambda: 2)
+            if part == "next page":
+                await anext(pages)
+            proxy.strand()
+            vanished = time.monotonic()
+            await (reader.poll(START, 1) if part == "poll" else anext(pages))
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(read(), 10)
+    assert 0.2 < time.monotonic() - vanished < 3
+
+
+async def test_whoever_is_cancelled_in_the_middle_of_a_window_does_not_wait_for_a_server_that_vanished(
+    db: asyncpg.Pool, postgres_dsn: str, fault_proxy: FaultProxies
+) -> None:
+    proxy = await fault_proxy(urlsplit(postgres_dsn).netloc.rpartition("@")[2])
+    async with db.acquire() as conn:
+        await put_many(conn, "t", [str(number) for number in range(10)])
+    in_the_middle = asyncio.Event()
+
+    async def read() -> None:
+        async with _reader(proxy.in_front_of(postgres_dsn), read_timeout=60.0) as reader:
+            snapshot, _ = await reader.poll(START, 1)
+            async with aclosing(reader.pages(START.window(snapshot), lambda: 2)) as pages:
+                async for _page in pages:
+                    proxy.strand()
+                    in_the_middle.set()
+
+    reading = asyncio.create_task(read())
+    await in_the_middle.wait()
+    reading.cancel()
+    ended, _ = await asyncio.wait([reading], timeout=3)
+    assert ended
+    assert reading.cancelled()
 
 
 @pytest.mark.parametrize("statement", ["POLL", "PAGES", "MEASURE", "VALUES"])

@@ -139,8 +139,10 @@ class AuthzClient:
         )
         try:
             async with asyncio.timeout(self._within):
-                answer = await call(repeat_on, self._send, self._store + path, body, headers)
-        except (httpx.HTTPError, TimeoutError) as error:
+                answer = await call(
+                    lambda error: isinstance(error.__cause__, repeat_on), self._send, self._store + path, body, headers
+                )
+        except TimeoutError as error:
             raise self._unavailable(_reason(error)) from error
         return self._content(answer)
 
@@ -154,7 +156,10 @@ class AuthzClient:
         sending = asyncio.create_task(self._client.post(path, json=body, headers=headers))
         self._sending.add(sending)
         sending.add_done_callback(self._sent)
-        return await asyncio.shield(sending)
+        try:
+            return await asyncio.shield(sending)
+        except httpx.HTTPError as error:
+            raise self._unavailable(_reason(error)) from error
 
     def _sent(self, sending: asyncio.Task[httpx.Response]) -> None:
         self._slots.release()

@@ -25,5 +25,9 @@ class FlagConflict(FlagError):
     """The flag is not at the version that the change was based on: somebody else changed it meanwhile."""
 
 
+class FlagsMismatch(FlagError):
+    """The flag tables that are installed, or the server under them, cannot be used by this library."""
+
+
 class FlagsNotInstalled(FlagError):
     """The database has no flag tables."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -12,15 +11,22 @@ import asyncpg
 
 from replank import outbox
 from replank.connection import Connection
-from replank.flags.errors import FlagConflict, FlagNotFound, FlagsNotInstalled
+from replank.flags.errors import FlagConflict, FlagNotFound, FlagsMismatch, FlagsNotInstalled
 from replank.flags.model import Flag, FlagValue, check_author, check_name, check_rollout, encode_value
+from replank.installation import Installation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Pool: TypeAlias = "asyncpg.Pool[Any]"
 
-_LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('replank_flags.install', 0))"
+_INSTALLATION: Final = Installation(
+    schema="replank_flags",
+    name="the flag store",
+    package="replank.flags",
+    migrations=("0001_tables.sql",),
+    mismatch=FlagsMismatch,
+)
 
 _CURRENT: Final = "select version, deleted from replank_flags.flag where name = $1 for update"
 
@@ -89,14 +95,16 @@ on conflict (name) do update
 
 
 async def install(conn: Connection) -> None:
-    """Create the flag tables, if they are not there. Every service's database needs them.
+    """Install the flag tables, or bring those that are there up to date. Every service's database needs them.
 
-    The authority's database, where flags are changed, needs the outbox too (`replank.outbox.install`).
+    The authority's database, where flags are changed, needs the outbox too (`replank.outbox.install`). Safe to repeat
+    and to race; the role needs CREATE on the database, or to own the schema ``replank_flags``.
+
+    Raises `FlagsMismatch` for newer tables than this library knows and for a server older than Postgres 15;
+    `asyncpg.LockNotAvailableError` when a lock is not to be had within 3 seconds.
     """
-    schema = importlib.resources.files(__package__).joinpath("schema.sql").read_text("utf-8")
-    async with conn.transaction():
-        await conn.execute(_LOCK)
-        await conn.execute(schema)
+    async with _INSTALLATION.installing(conn):
+        pass
 
 
 async def set_flag(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,27 +9,26 @@ from typing import Final, Literal
 
 from replank.connection import Connection
 from replank.errors import ConfigurationError, ReplankError
+from replank.installation import Installation
 from replank.outbox import partitions
 
 _log = logging.getLogger(__name__)
 
 
-# Every file is applied once, in order; its number is the version. functions.sql is applied by every install.
-_MIGRATIONS: Final = ("0001_tables.sql",)
-VERSION: Final = len(_MIGRATIONS)
+class OutboxMismatch(ReplankError):
+    """The outbox that is installed cannot be used as asked."""
 
-_MINIMUM_SERVER: Final = 150000
 
-_LOCK: Final = "select pg_advisory_xact_lock(hashtextextended('replank_outbox.install', 0))"
-_LOCK_TIMEOUT: Final = "set local lock_timeout = '3s'"
-_SCHEMA: Final = "create schema if not exists replank_outbox"
-_SCHEMA_EXISTS: Final = "select to_regnamespace('replank_outbox') is not null"
-_VERSION_TABLE: Final = """
-    create table if not exists replank_outbox.version (
-        version integer primary key, installed_at timestamptz not null default clock_timestamp())
-"""
-_READ_VERSION: Final = "select coalesce(max(version), 0) from replank_outbox.version"
-_WRITE_VERSION: Final = "insert into replank_outbox.version (version) values ($1)"
+_INSTALLATION: Final = Installation(
+    schema="replank_outbox",
+    name="the outbox",
+    package="replank.outbox",
+    migrations=("0001_tables.sql",),
+    repeated=("functions.sql",),
+    mismatch=OutboxMismatch,
+)
+VERSION: Final = _INSTALLATION.version
+
 _CONFIGURE: Final = """
     insert into replank_outbox.config (shards, partition_interval, partitions_ahead) values ($1, $2, $3)
 """
@@ -87,10 +85,6 @@ _OLDEST_TRANSACTION: Final = """
 """
 
 
-class OutboxMismatch(ReplankError):
-    """The outbox that is installed cannot be used as asked."""
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something `verify` noticed. ``error`` means that events are or will be stuck or refused; ``code`` is stable."""
@@ -120,25 +114,7 @@ async def install(
     """
     if not 1 <= shards <= 64:
         raise ConfigurationError(f"the outbox cannot have {shards} shards", fix="choose 1 to 64")
-    async with conn.transaction():
-        server = conn.get_server_version()
-        if server.major * 10000 < _MINIMUM_SERVER:
-            raise OutboxMismatch(f"the outbox needs Postgres 15, this is {server.major}", fix="upgrade the server")
-        await conn.execute(_LOCK_TIMEOUT)
-        await conn.execute(_LOCK)
-        # Not "if not exists" alone: that asks for CREATE on the database even where there is nothing to create.
-        if not await conn.fetchval(_SCHEMA_EXISTS):
-            await conn.execute(_SCHEMA)
-        await conn.execute(_VERSION_TABLE)
-        installed: int = await conn.fetchval(_READ_VERSION)
-        if installed > VERSION:
-            raise OutboxMismatch(
-                f"the outbox has version {installed}, this library knows {VERSION}", fix="upgrade the library"
-            )
-        for version in range(installed + 1, VERSION + 1):
-            await conn.execute(_sql(_MIGRATIONS[version - 1]))
-            await conn.execute(_WRITE_VERSION, version)
-        await conn.execute(_sql("functions.sql"))
+    async with _INSTALLATION.installing(conn) as installed:
         if installed == 0:
             await conn.execute(_CONFIGURE, shards, partition_interval, partitions_ahead)
             await conn.execute(_CREATE_SHARDS, shards)
@@ -164,9 +140,9 @@ async def grant_append(conn: Connection, role: str) -> None:
 
 async def verify(conn: Connection) -> list[Finding]:
     """Everything that is wrong with this database's outbox; empty when all is well. Reads only."""
-    if not await conn.fetchval("select to_regclass('replank_outbox.version') is not null"):
+    version = await _INSTALLATION.installed(conn)
+    if version == 0:
         return [_error("not_installed", "this database has no outbox", "run `replank outbox install --dsn …`")]
-    version = await conn.fetchval(_READ_VERSION)
     if version != VERSION:
         fix = "run `replank outbox install --dsn …`" if version < VERSION else "upgrade the library"
         return [_error("wrong_version", f"the outbox has version {version}, this library needs {VERSION}", fix)]
@@ -266,7 +242,3 @@ async def _verify_running(conn: Connection) -> list[Finding]:
 
 def _error(code: str, message: str, fix: str) -> Finding:
     return Finding("error", code, message, fix)
-
-
-def _sql(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath("sql", name).read_text("utf-8")

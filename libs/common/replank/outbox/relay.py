@@ -118,7 +118,7 @@ class Relay:
                     attempt = 0
                 except (OutboxNotInstalled, *POSTGRES_ERRORS) as error:
                     attempt = 0 if not self._problem else attempt + 1
-                    self._problem = f"{type(error).__name__}: {error}"
+                    self._problem = f"{type(error).__name__}: {str(error) or 'no answer in time'}"
                     _log.warning("outbox relay: starting over: %s", self._problem)
                     await self._pause(stop, attempt)
         finally:

@@ -37,6 +37,12 @@ class RelaySettings(BaseModel):
     read_transaction: PositiveFloat = 30.0
     """How long a read transaction may stay open while a backlog is drained: it holds back vacuum for so long."""
 
+    read_timeout: PositiveFloat = 30.0
+    """When Postgres has not answered a poll or sent a page after so long, the relay starts over with a new connection.
+
+    It has 20 times as long where it must scan or sort a backlog before it can answer.
+    """
+
     batch_bytes: PositiveInt = 900_000
     """Size of a Kafka batch, below the topic's max.message.bytes."""
 

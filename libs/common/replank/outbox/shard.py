@@ -85,7 +85,7 @@ class ShardWorker:
                 await self._be_careful(error)
             except (PublishFailed, *POSTGRES_ERRORS) as error:
                 self.lease.require()
-                self.problem = f"{type(error).__name__}: {error}"
+                self.problem = f"{type(error).__name__}: {str(error) or 'no answer in time'}"
                 metrics.OUTBOX_FAILURES.labels(
                     str(self.lease.shard), "kafka" if isinstance(error, PublishFailed) else "postgres"
                 ).inc()
@@ -100,7 +100,9 @@ class ShardWorker:
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[tuple[WindowReader, _Pipeline, Cursor]]:
         async with AsyncExitStack() as stack:
-            reading = await stack.enter_async_context(window.connection(self._dsn))
+            reading = await stack.enter_async_context(
+                window.connection(self._dsn, statement_timeout=self._settings.read_timeout)
+            )
             moving = await stack.enter_async_context(
                 window.connection(self._dsn, statement_timeout=self._settings.lease)
             )
@@ -254,7 +256,7 @@ class ShardWorker:
             extra={"shard": self.lease.shard, "event_id": error.event_id},
         )
         try:
-            async with window.connection(self._dsn) as conn:
+            async with window.connection(self._dsn, statement_timeout=self._settings.lease) as conn:
                 await self.lease.stuck(conn, UUID(error.event_id), error.message)
         except POSTGRES_ERRORS as failure:
             _log.warning("outbox shard %d: cannot write down that it is stuck: %s", self.lease.shard, failure)

@@ -116,6 +116,9 @@ _RAISE_SEQUENCE: Final = """
 _AHEAD: Final = """
     select pg_snapshot_xmax($1::pg_snapshot) > pg_snapshot_xmax(pg_current_snapshot())
 """
+# How many times as long as for a page the relay waits for what is worked out over a whole backlog.
+_BACKLOG_PATIENCE: Final = 20
+
 _LOCK_TIMEOUT: Final = "set local lock_timeout = '5s'"
 _QUARANTINED: Final = "select id from replank_outbox.quarantine"
 
@@ -156,7 +159,7 @@ class Restore:
 async def connection(dsn: str, *, statement_timeout: float | None = None, **session: str) -> AsyncIterator[Connection]:
     """A connection for the relay, with its fixed plans. ``statement_timeout``: after so many seconds it gives up.
 
-    Without one, a server that vanished in silence is noticed only by TCP; reading a long backlog cannot have one.
+    Without one, a server that vanished in silence is noticed only by TCP.
     """
     conn = await asyncpg.connect(dsn, server_settings=SESSION | session, command_timeout=statement_timeout, timeout=10)
     try:
@@ -200,13 +203,17 @@ async def begin_restore(conn: Connection) -> Restore:
 
 
 class WindowReader:
-    """Reads one shard's events, on a connection of its own."""
+    """Reads one shard's events, on a connection of its own, whose timeout is that of ``settings``.
+
+    Everything raises `TimeoutError` when Postgres does not answer in time; the connection is of no use afterwards.
+    """
 
     def __init__(self, conn: Connection, shard: int, shards: int, settings: RelaySettings) -> None:
         self._conn = conn
         self._shard = shard
         self._shards = shards
         self._settings = settings
+        self._patience = settings.read_timeout * _BACKLOG_PATIENCE
         self.statements = 0
 
     async def poll(self, cursor: Cursor, limit: int) -> tuple[Snapshot, list[Row] | None]:
@@ -224,8 +231,9 @@ class WindowReader:
     async def pages(self, cursor: Cursor, page_rows: Callable[[], int]) -> AsyncGenerator[Page]:
         """What is left of the window in progress, or of the replay, page by page in id order.
 
-        Close the iterator when you stop early. Rows come from server-side cursors that sort once, each over a stretch
-        of ids that bounds what the server sorts, in read transactions that are bounded in time.
+        Close the iterator when you stop early; that closes the connection, too. Rows come from server-side cursors that
+        sort once, each over a stretch of ids that bounds what the server sorts, in read transactions that are bounded
+        in time.
         """
         lowest, highest = await self._measure(cursor)
         if lowest is None or highest is None:
@@ -235,10 +243,12 @@ class WindowReader:
         while after < highest:
             until = min(after + stretch, highest)
             deadline = time.monotonic() + self._settings.read_transaction
-            async with self._conn.transaction():
+            async with self._read_transaction():
                 portal = await self._open(cursor, after, until)
                 after = until
-                while rows := await portal.fetch(page_rows()):
+                timeout: float | None = self._patience  # the first page comes after the sorting
+                while rows := await portal.fetch(page_rows(), timeout=timeout):
+                    timeout = None
                     self.statements += 1
                     async for page in self.complete(rows):
                         yield page
@@ -266,6 +276,21 @@ class WindowReader:
         """The ids of the events that an operator took out of the way."""
         return frozenset(row[0] for row in await self._conn.fetch(_QUARANTINED))
 
+    @asynccontextmanager
+    async def _read_transaction(self) -> AsyncIterator[None]:
+        """A transaction that takes the connection along when it fails, instead of rolling back.
+
+        A server that vanished does not answer a rollback either, and whoever loses a lease must not wait for it.
+        """
+        transaction = self._conn.transaction()
+        await transaction.start()
+        try:
+            yield
+        except BaseException:
+            self._conn.terminate()
+            raise
+        await transaction.commit()
+
     async def _with_values(self, rows: Sequence[Row]) -> Page:
         large = [row for row in rows if row[DEFERRED] is not None]
         if not large:
@@ -277,12 +302,19 @@ class WindowReader:
         self.statements += 1
         if cursor.replay_to is not None:
             ((lowest, highest),) = await self._conn.fetch(
-                REPLAY_MEASURE, cursor.last_id, cursor.replay_to, self._shard, self._shards
+                REPLAY_MEASURE, cursor.last_id, cursor.replay_to, self._shard, self._shards, timeout=self._patience
             )
         else:
             after = max(cursor.last_id, cursor.floor_id)
             ((lowest, highest),) = await self._conn.fetch(
-                MEASURE, cursor.previous, cursor.current, after, _MAX_ID, self._shard, self._shards
+                MEASURE,
+                cursor.previous,
+                cursor.current,
+                after,
+                _MAX_ID,
+                self._shard,
+                self._shards,
+                timeout=self._patience,
             )
         return lowest, highest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from replank import outbox
@@ -41,40 +42,20 @@ async def change(
     present = sorted(set(writes) - written)
     if present and on_duplicate is OnConflict.ERROR:
         raise WriteConflict(f"cannot write a tuple which already exists: {present[0]}")
-    revoked = [
-        outbox.Message(
-            AccessRevoked(
-                store=name,
-                user=item.user,
-                relation=item.relation,
-                object=item.object,
-                revision=revision,
-                revoked_by=by,
-                revoked_at=now,
-            ),
-            key=item.object,
-            subject=item.object,
-        )
-        for item in sorted(deleted)
+    said: list[AccessRevoked | AccessGranted] = [
+        *(
+            AccessRevoked(store=name, **asdict(item), revision=revision, revoked_by=by, revoked_at=now)
+            for item in sorted(deleted)
+        ),
+        *(
+            AccessGranted(store=name, **asdict(item), revision=revision, granted_by=by, granted_at=now)
+            for item in sorted(written)
+        ),
     ]
-    granted = [
-        outbox.Message(
-            AccessGranted(
-                store=name,
-                user=item.user,
-                relation=item.relation,
-                object=item.object,
-                revision=revision,
-                granted_by=by,
-                granted_at=now,
-            ),
-            key=item.object,
-            subject=item.object,
+    if said:
+        await outbox.append_many(
+            conn, [outbox.Message(event, key=event.object, subject=event.object) for event in said]
         )
-        for item in sorted(written)
-    ]
-    if revoked or granted:
-        await outbox.append_many(conn, revoked + granted)
     # Before the commit, not after: between the two a check would still trust what was cached for the revision before.
     decisions.advance(incarnation, revision)
     return revision

@@ -1,7 +1,7 @@
 -- The tables of the feature flags. In the authority's database `flag` and `history` are what holds; in every service's
--- database `copy` is what it knew last, so that it can start without Kafka. Repeatable.
-
-create schema if not exists replank_flags;
+-- database `copy` is what it knew last, so that it can start without Kafka.
+--
+-- "if not exists": the first installations had these tables and no table of versions.
 
 create table if not exists replank_flags.flag (
     name text collate "C" primary key,
