@@ -26,7 +26,7 @@ class RelaySettings(BaseModel):
     """Pause after a poll that found something but no full page: a larger page costs less than two."""
 
     page_rows: PositiveInt = 4000
-    """Events that are published and acknowledged together, at most. Exactly once takes four times as many."""
+    """Events that are published and acknowledged together, at most. Exactly once takes twice as many."""
 
     page_bytes: PositiveInt = 8_000_000
     """Payload of one page, about; at most two pages are in memory at a time."""
@@ -56,6 +56,9 @@ class RelaySettings(BaseModel):
 
     lease: PositiveFloat = 5.0
     """How long a shard stays with a relay that died."""
+
+    cursor_interval: PositiveFloat = 0.1
+    """How often the cursor of a busy shard is written down, at least once only: a crash repeats what came since."""
 
     checkpoint: PositiveFloat = 5.0
     """How often the cursor of a quiet shard is written down, so that retention can follow."""

@@ -46,7 +46,7 @@ class ShardWorker:
         self._awake = asyncio.Event()
         self._exactly_once = settings.delivery == "exactly_once"
         # A Kafka transaction costs some 20 ms whatever it holds, so it is made to hold more.
-        self._full_page = settings.page_rows * (4 if self._exactly_once else 1)
+        self._full_page = settings.page_rows * (2 if self._exactly_once else 1)
         self._page_rows = self._full_page
         self._is_stuck = False
         self._attempt = 0
@@ -115,7 +115,13 @@ class ShardWorker:
             cursor = await self._resume(moving, cluster, published)
             reader = WindowReader(reading, self.lease.shard, self._shards, self._settings)
             skip = await reader.quarantined()
-            pipeline = _Pipeline(self.lease, moving, publisher, skip, moves=not self._exactly_once)
+            pipeline = _Pipeline(
+                self.lease,
+                moving,
+                publisher,
+                skip,
+                move_every=None if self._exactly_once else self._settings.cursor_interval,
+            )
             stack.push_async_callback(pipeline.cancel)
             if not self._is_stuck:
                 self.problem = ""
@@ -287,22 +293,31 @@ class ShardWorker:
 
 
 class _Pipeline:
-    """One page on its way to Kafka, and behind it the cursors of those that were acknowledged.
+    """One page on its way to Kafka, and behind it the cursor of what was acknowledged.
 
-    A page is encoded while the one before it is on its way; it is sent when that one is acknowledged, and its cursor is
-    stored when it is acknowledged itself, while the next one is on its way.
+    A page is encoded while the one before it is on its way, and sent when that one is acknowledged. The cursor follows
+    in the background, and not after every page: a commit for each of the small pages of a steady load would take more
+    of Postgres than reading them does. What was acknowledged after the last move is published again after a crash.
     """
 
     def __init__(
-        self, lease: Lease, conn: Connection, publisher: Publisher, skip: frozenset[int], *, moves: bool
+        self,
+        lease: Lease,
+        conn: Connection,
+        publisher: Publisher,
+        skip: frozenset[int],
+        *,
+        move_every: float | None,
     ) -> None:
         self._lease = lease
         self._conn = conn
         self._publisher = publisher
         self._skip = skip
-        self._moves = moves
+        self._move_every = move_every
         self.acknowledged = 0
+        self._reached: Cursor | None = None
         self._stored: Cursor | None = None
+        self._storing = asyncio.Lock()
         self._publishing: asyncio.Task[None] | None = None
         self._moving: asyncio.Task[None] | None = None
         label = str(lease.shard)
@@ -321,21 +336,19 @@ class _Pipeline:
             raise error.of(page) from error
         if self._publishing is not None:
             await self._publishing
-        self._lease.require()
+        self.check()
         self._publishing = asyncio.create_task(self._publish(page, encoded, after))
-        self._moving = asyncio.create_task(self._move_after(self._publishing, self._moving, after))
 
     async def flush(self) -> None:
         """Return when everything put is acknowledged and its cursor stored."""
-        if self._moving is not None:
-            await self._moving
+        if self._publishing is not None:
+            await self._publishing
+        await self._store_reached()
 
     async def store(self, cursor: Cursor) -> None:
         """Store a cursor without publishing anything. Only after `flush`; does nothing when it is what is stored."""
-        if cursor != self._stored:
-            self._statements.inc()
-            await self._lease.move(self._conn, cursor)
-            self._stored = cursor
+        self._reached = cursor
+        await self._store_reached()
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did."""
@@ -360,12 +373,21 @@ class _Pipeline:
         self._bytes.inc(encoded.bytes)
         self._pages.inc()
         self._lag.set(max(0.0, time.time() - encoded.oldest / 1e6))
+        if self._move_every is not None:
+            self._reached = after
+            if self._moving is None:
+                self._moving = asyncio.create_task(self._move(self._move_every))
 
-    async def _move_after(
-        self, publishing: asyncio.Task[None], predecessor: asyncio.Task[None] | None, after: Cursor
-    ) -> None:
-        await publishing
-        if predecessor is not None:
-            await predecessor
-        if self._moves:
-            await self.store(after)
+    async def _move(self, every: float) -> None:
+        while True:
+            await self._store_reached()
+            await asyncio.sleep(every)
+
+    async def _store_reached(self) -> None:
+        async with self._storing:
+            cursor = self._reached
+            if cursor is None or cursor == self._stored:
+                return
+            self._statements.inc()
+            await self._lease.move(self._conn, cursor)
+            self._stored = cursor
