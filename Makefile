@@ -93,4 +93,4 @@ lock: .venv/.stamp ## write the lock files anew; UPGRADE=1 to newer versions (uv
 		--format requirements-txt --output-file deploy/docker/requirements.lock
 	@$(BIN)/uv export --quiet --only-group build --no-emit-workspace --no-annotate --no-header \
 		--format requirements-txt --output-file deploy/docker/build.lock
-	@touch .venv/.stamp
+	@deploy/local/make-venv.sh "$(PYTHON)" $(PACKAGES)
