@@ -13,6 +13,8 @@ CODE := $(PACKAGES) $(wildcard bench) tests
 BENCHES := outbox
 # What pytest is given: make test T="tests/common/outbox -k lease"
 T ?=
+# How many processes share all the tests; most of a test's time is waiting.
+WORKERS ?= 2
 
 .PHONY: help demo up down status logs env clean test unit lint fmt types docs bench lock fetch
 
@@ -55,7 +57,7 @@ fetch: .venv/.stamp ## download and build what the cache lacks, and start nothin
 # Proof
 
 test: .venv/.stamp ## all tests, on servers of their own; T="tests/common -k lease" for some
-	@$(LOCAL) test -- $(BIN)/pytest $(T)
+	@$(LOCAL) test -- $(BIN)/pytest $(if $(T),$(T),--numprocesses=$(WORKERS) --dist=loadgroup)
 
 unit: .venv/.stamp ## the tests that need no server
 	@$(BIN)/pytest -m "not servers and not chaos" $(T)
@@ -83,6 +85,8 @@ bench-%: .venv/.stamp ## one benchmark, on servers of its own: make bench-outbox
 docs: .venv/.stamp ## write what is generated under docs/reference; a test compares it
 	@$(BIN)/python -m replank.telemetry.metrics >docs/reference/metrics.md.new
 	@mv docs/reference/metrics.md.new docs/reference/metrics.md
+	@$(BIN)/python -m replank.migrate.mapping >docs/reference/mapping.schema.json.new
+	@mv docs/reference/mapping.schema.json.new docs/reference/mapping.schema.json
 	@for module in $(notdir $(wildcard services/*/replank_*)); do $(BIN)/python -m $$module describe docs/reference; done
 
 lock: .venv/.stamp ## write the lock files anew; UPGRADE=1 to newer versions (uv.lock is not kept in git)
