@@ -1,4 +1,4 @@
-"""A service as one process: HTTP, the relay of its outbox and the consumers of its inbox, on one event loop.
+"""A service as one process: HTTP, the relay of its outbox, the consumers of its inbox and its work, on one event loop.
 
 ::
 
@@ -117,6 +117,7 @@ class Service:
         self._relay: Relay | None = None
         self._subscribe: Callable[[Inbox], None] = _handle_nothing
         self._routers: list[APIRouter] = []
+        self._works: list[tuple[str, Callable[[asyncio.Event], Awaitable[None]]]] = []
         self.steps: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._waiting: dict[str, str] = {}
@@ -128,6 +129,11 @@ class Service:
     def before_consuming(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
         """Something that must have succeeded once, with Postgres there, before events are consumed (see ``steps``)."""
         self.steps.append((name, step))
+
+    def work(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+        """Something to do beside requests and events, once the database is migrated. ``run`` returns after its event
+        is set, which is before consumers and relay end; where it raises it is run again."""
+        self._works.append((name, run))
 
     def on_close(self, close: Callable[[], Awaitable[None]]) -> None:
         """Something to close in the end; the last one given is closed first."""
@@ -185,10 +191,18 @@ class Service:
         publishing = asyncio.create_task(self._publish(stop), name="relay")
         consuming = asyncio.create_task(self._consume(), name="consumers")
         following = asyncio.create_task(self._follow_flags(), name="flags")
+        done = asyncio.Event()
+        working = [asyncio.create_task(self._work(name, run, done), name=name) for name, run in self._works]
         try:
             yield
         finally:
-            # Consumers first: what their last handlers append may still be published.
+            # Work and consumers first: what their last steps append may still be published.
+            done.set()
+            if working:
+                await asyncio.wait(working, timeout=self.settings.shutdown_timeout)
+                for task in working:
+                    task.cancel()
+                await asyncio.wait(working)
             consuming.cancel()
             await asyncio.wait([consuming])
             stop.set()
@@ -225,6 +239,10 @@ class Service:
             await asyncio.Event().wait()
         finally:
             await inbox.stop()
+
+    async def _work(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]], done: asyncio.Event) -> None:
+        await self._until_done(name, self._require_migrated)
+        await self._until_done(name, lambda: run(done))
 
     async def _follow_flags(self) -> None:
         await self._until_done("flags", self._require_migrated)
@@ -311,7 +329,8 @@ class Service:
 
     async def _check_inbox(self) -> None:
         if self._inbox is None:
-            reasons = [reason for part, reason in self._waiting.items() if part not in {"relay", "flags"}]
+            elsewhere = {"relay", "flags", *(name for name, _ in self._works)}
+            reasons = [reason for part, reason in self._waiting.items() if part not in elsewhere]
             raise DependencyUnavailable("inbox", "; ".join(reasons) or "starting")
         if not self._inbox.healthy:
             raise DependencyUnavailable("inbox", "; ".join(self._inbox.findings()))

@@ -1,6 +1,7 @@
-"""What the schema service says: a migration was planned, a migration may start.
+"""What the schema service says: a migration was planned, may start, is in another phase; and what its capture says.
 
-All events of one migration have its id as their key, so they arrive in order.
+All events about one migration have its id as their key, so they arrive in order. The changes of the records that are
+being moved have topics of their own, one a migration and direction, with the record's key as theirs.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, JsonValue, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
-from replank.contracts.fields import Actor, Instant, Label, Sha256, Slug
+from replank.contracts import alerts
+from replank.contracts.fields import Actor, Explanation, Instant, Label, Sha256, Slug
 from replank.events import Event
 
 TOPIC: Final = "replank.schema"
@@ -95,3 +97,61 @@ class MigrationReady(Event, type="replank.schema.migration.ready.v1", topic=TOPI
     owner: Actor
     plan_sha256: Sha256
     ready_at: Instant
+
+
+class MigrationPhaseChanged(Event, type="replank.schema.migration.phase.changed.v1", topic=TOPIC):
+    """A migration is in another phase. ``run`` counts how often it was started; ``changed_by`` asked for it.
+
+    The phases are those of the schema service's documentation; a reader must bear one that it does not know.
+    """
+
+    migration_id: UUID
+    name: Label
+    run: Annotated[int, Field(ge=0)]
+    from_phase: Slug
+    to_phase: Slug
+    changed_by: Actor
+    reason: Explanation
+    changed_at: Instant
+
+
+class RecordChanged(Event, type="replank.schema.record.changed.v1", topic="replank.migrate"):
+    """A record of a store that is being moved was written or deleted. The event's key is the record's.
+
+    Each migration has topics of its own below this one: ``replank.migrate.<name>`` for what is written to the
+    key-value store, ``replank.migrate.<name>.reverse`` for what is written to the tables. Of two events of one key and
+    topic the one with the higher ``version`` holds. ``fetch`` says that the value is too large to travel: it is read
+    where it was written.
+    """
+
+    key: Annotated[str, StringConstraints(min_length=1)]
+    op: Literal["upsert", "delete"]
+    version: Annotated[int, Field(ge=1)]
+    value: JsonValue = None
+    fetch: bool = False
+
+
+class MigrationInconsistent(Event, type="replank.schema.migration.inconsistent.v1", topic=alerts.TOPIC):
+    """The two stores of a migration agree less than they must. Said once a fall; `MigrationConsistentAgain` ends it.
+
+    ``percent`` is of the records that were compared, by a ``comparison`` of everything or by ``samples`` of the last
+    minutes, whichever is lower; ``seen_by`` is which of them told just now.
+    """
+
+    migration_id: UUID
+    name: Label
+    percent: Annotated[float, Field(ge=0, le=100)]
+    threshold: Annotated[float, Field(ge=0, le=100)]
+    seen_by: Literal["comparison", "samples"]
+    open_mismatches: Annotated[int, Field(ge=0)]
+    since: Instant
+
+
+class MigrationConsistentAgain(Event, type="replank.schema.migration.consistent.v1", topic=alerts.TOPIC):
+    """The two stores of a migration agree as they must, since when they did not was told."""
+
+    migration_id: UUID
+    name: Label
+    percent: Annotated[float, Field(ge=0, le=100)]
+    inconsistent_since: Instant
+    since: Instant

@@ -29,12 +29,14 @@ _PENDING: Final = """
                  where e.xid = any (array(select pg_snapshot_xip($1::pg_snapshot)))) as e
              where e.id > $4 and e.bucket % $7 = $6
                and ($2::pg_snapshot is null or e.id > $3 or not pg_visible_in_snapshot(e.xid, $2::pg_snapshot))
+               and ($8::text is null or e.topic = $8)
              limit $5) as pending
 """
 # While a restored database is replayed, transaction ids mean nothing: what is left is found by id.
 _TO_REPLAY: Final = """
     select count(*), min(pending.created_at), clock_timestamp()
-      from (select e.created_at from replank_outbox.event e where e.id > $1 and e.bucket % $4 = $3 limit $2) as pending
+      from (select e.created_at from replank_outbox.event e where e.id > $1 and e.bucket % $4 = $3
+               and ($5::text is null or e.topic = $5) limit $2) as pending
 """
 _QUARANTINE: Final = """
     insert into replank_outbox.quarantine
@@ -83,8 +85,10 @@ class Status:
     quarantined: int
 
 
-async def status(conn: Connection, *, count_cap: int = COUNT_CAP) -> Status:
+async def status(conn: Connection, *, count_cap: int = COUNT_CAP, topic: str | None = None) -> Status:
     """Depth and age of what waits, per shard and together. Costs an index range a shard, at most ``count_cap`` rows.
+
+    With a ``topic``, only its events are counted.
 
     In exactly-once delivery the cursor in Postgres follows the one in Kafka: depth may include events that were
     published within the last moments.
@@ -95,10 +99,12 @@ async def status(conn: Connection, *, count_cap: int = COUNT_CAP) -> Status:
         replaying = row["replay_to"] is not None or row["restored"]
         if replaying:
             after = 0 if row["restored"] else row["last_id"]
-            ((depth, oldest, now),) = await conn.fetch(_TO_REPLAY, after, count_cap, row["shard"], row["shards"])
+            ((depth, oldest, now),) = await conn.fetch(_TO_REPLAY, after, count_cap, row["shard"], row["shards"], topic)
         else:
             unpublished = (row["previous"], row["current"], row["last_id"], row["floor_id"])
-            ((depth, oldest, now),) = await conn.fetch(_PENDING, *unpublished, count_cap, row["shard"], row["shards"])
+            ((depth, oldest, now),) = await conn.fetch(
+                _PENDING, *unpublished, count_cap, row["shard"], row["shards"], topic
+            )
         capped = capped or depth >= count_cap
         shards.append(
             ShardStatus(

@@ -339,5 +339,121 @@ FLAGS_COPY_FAILURES: Final = Counter(
 )
 
 
+# --- comparison of a migration ---
+
+
+class MigrationName(NamedTuple):
+    """A migration, by its name."""
+
+    migration: str
+
+
+class ConsistencyOver(NamedTuple):
+    """A migration, and what was compared: `comparison` (everything, the last time) or `samples` (of the last minutes)."""
+
+    migration: str
+    over: str
+
+
+MIGRATE_CONSISTENCY: Final = Gauge(
+    "replank_migrate_consistency_percent", "Compared records that agree in both stores.", labels=ConsistencyOver
+)
+MIGRATE_MISMATCHES: Final = Gauge(
+    "replank_migrate_open_mismatches", "Records known to differ in the two stores.", labels=MigrationName
+)
+MIGRATE_SAMPLED: Final = Counter(
+    "replank_migrate_sampled_records_total", "Records that samples compared.", labels=MigrationName
+)
+
+
+class MigrationDirection(NamedTuple):
+    """Which way changes go: `forward` from the key-value store, `reverse` from the tables."""
+
+    migration: str
+    direction: str
+
+
+class AppliedChange(NamedTuple):
+    """What became of a change: `applied`, `stale`, `superseded`, `rejected`, `ignored`; `foreign`: it is none."""
+
+    migration: str
+    direction: str
+    outcome: str
+
+
+MIGRATE_APPLIED: Final = Counter(
+    "replank_migrate_changes_total", "Captured changes that the applier dealt with.", labels=AppliedChange
+)
+MIGRATE_LAG: Final = Gauge(
+    "replank_migrate_lag_changes", "Changes in Kafka that are not applied.", labels=MigrationDirection
+)
+MIGRATE_LAG_SECONDS: Final = Gauge(
+    "replank_migrate_lag_seconds",
+    "Age of the last applied change while others wait, else 0.",
+    labels=MigrationDirection,
+    unit="seconds",
+)
+MIGRATE_BACKFILLED: Final = Gauge(
+    "replank_migrate_backfilled_records", "Records that the backfill has dealt with.", labels=MigrationName
+)
+
+
+class MigratedRead(NamedTuple):
+    """An endpoint of an application whose data is being moved, and the store that was asked: `kv` or `tables`."""
+
+    migration: str
+    endpoint: str
+    store: str
+
+
+class ComparedRead(NamedTuple):
+    """An endpoint, and how the comparison of a read ended."""
+
+    migration: str
+    endpoint: str
+    outcome: str
+
+
+class ReadFallback(NamedTuple):
+    """An endpoint, and why another store answered than the one whose turn it was."""
+
+    migration: str
+    endpoint: str
+    reason: str
+
+
+class RoutedWrite(NamedTuple):
+    """The store that took a write, and whether it was the `first` that was asked."""
+
+    migration: str
+    store: str
+    outcome: str
+
+
+MIGRATE_READ_SECONDS: Final = Histogram(
+    "replank_migrate_read_seconds",
+    "Reads by the store that was asked, those for comparison included.",
+    labels=MigratedRead,
+    buckets=SECONDS,
+    unit="seconds",
+)
+MIGRATE_COMPARED: Final = Counter(
+    "replank_migrate_compared_reads_total",
+    "Compared reads: `match`, `late` (alike at a later look), `mismatch`, `unsettled` (changes too often to tell), "
+    "`error`, `dropped` (too many at once).",
+    labels=ComparedRead,
+)
+MIGRATE_FALLBACKS: Final = Counter(
+    "replank_migrate_read_fallbacks_total",
+    "Reads that another store answered: `error`, `timeout`, `missing`, `token` (it lacked the caller's own writes).",
+    labels=ReadFallback,
+)
+MIGRATE_WRITES: Final = Counter(
+    "replank_migrate_writes_total",
+    "Writes by the store: taken at the `first` attempt, `redirected` (taken after a refusal), or `refused` for good.",
+    labels=RoutedWrite,
+)
+
+
 if __name__ == "__main__":
     print(as_markdown(), end="")

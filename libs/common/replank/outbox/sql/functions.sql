@@ -1,15 +1,12 @@
 -- Replaced as a whole by every install. SECURITY DEFINER: a writer needs EXECUTE and nothing else.
 
+-- One expression and no settings, so that it is inlined: as a call it costs more than the rest of an append.
 create or replace function replank_outbox.uuid7() returns uuid
 language sql volatile parallel safe
-set search_path = pg_catalog, pg_temp
 as $$
-    -- 48 bits of Unix milliseconds over a random version 4 UUID, and the version nibble changed from 4 to 7.
-    select encode(set_byte(stamped, 6, (get_byte(stamped, 6) & 15) | 112), 'hex')::uuid
-    from (
-        select overlay(uuid_send(gen_random_uuid())
-               placing substr(int8send(floor(extract(epoch from clock_timestamp()) * 1000)::bigint), 3) from 1 for 6) as stamped
-    ) as draft
+    -- 48 bits of Unix milliseconds, the version nibble 7, and what follows that of a random version 4 UUID.
+    select (lpad(to_hex(floor(extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0')
+            || '7' || substr(gen_random_uuid()::text, 16))::uuid
 $$;
 
 -- Whose transaction ids these are. A dump that is restored elsewhere brings rows whose xid means nothing there.
@@ -97,7 +94,8 @@ begin
 
     -- The order lock, before the id is drawn: for one key, id order is then commit order.
     -- A transaction with very many keys would fill the lock table, so it trades its key locks for the whole topic.
-    if key is not null then
+    -- A caller whose own locks put the transactions of a key one after the other, up to their commit, says so.
+    if key is not null and current_setting('replank_outbox.ordered_by_caller', true) is distinct from 'on' then
         held := replank_outbox.locks_held();
         if held < 256 then
             perform pg_advisory_xact_lock_shared(hashtextextended(topic, 7203685041));
@@ -134,6 +132,7 @@ create or replace function replank_outbox.append_many(
 ) returns uuid[]
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan  -- planning anew for each array costs more than any plan for it can save
 as $$
 declare
     n        integer := coalesce(array_length(topics, 1), 0);
@@ -180,7 +179,9 @@ begin
     -- Locks in one global order (topics, then keys, each by hash), so that two calls cannot wait for each other.
     select count(*) into distinct_keys
       from (select distinct m.topic, m.key from unnest(topics, keys) as m(topic, key) where m.key is not null) as d;
-    if held + distinct_keys > 256 then
+    if current_setting('replank_outbox.ordered_by_caller', true) = 'on' then
+        null;  -- the caller's own locks have put the transactions of a key one after the other
+    elsif held + distinct_keys > 256 then
         for lock_id in select distinct hashtextextended(m.topic, 7203685041) as h
                          from unnest(topics, keys) as m(topic, key) where m.key is not null order by h loop
             perform pg_advisory_xact_lock(lock_id);

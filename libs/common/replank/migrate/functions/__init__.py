@@ -1,0 +1,1 @@
+"""The functions that a mapping is compiled to, a module for each or for two that belong together."""

@@ -1,0 +1,250 @@
+"""Authority: one store takes the writes at every moment, and the databases see to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Literal
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from replank.connection import Connection
+from replank.migrate import authority
+from replank.migrate.authority import NoAuthority, WritesElsewhere, WritesHeld, WrongStep
+from replank.migrate.client import WriteRouter
+from replank.migrate.locks import LocksNotGranted
+from replank.testing import eventually
+
+from .sides import PUT, Sides, both_sides
+
+Isolation = Literal["read_committed", "repeatable_read"]
+
+INSERT_ORDER = "insert into orders (id, total) values ($1, $2)"
+
+
+@pytest_asyncio.fixture
+async def sides(postgres_server: str) -> AsyncIterator[Sides]:
+    async with both_sides(postgres_server) as installed:
+        yield installed
+
+
+@pytest_asyncio.fixture
+async def source(sides: Sides) -> AsyncIterator[Connection]:
+    async with sides.source.acquire() as conn:
+        yield conn
+
+
+async def refused(write: str, conn: Connection | asyncpg.Pool, *arguments: object) -> object:
+    """What the database says to a write, as the library understands it; None when it takes it."""
+    try:
+        await conn.execute(write, *arguments)
+    except asyncpg.PostgresError as error:
+        found = authority.refusal(error)
+        if found is None:
+            raise
+        return type(found)
+    return None
+
+
+async def test_the_key_value_store_is_open_and_the_tables_are_closed_at_first(sides: Sides, source: Connection) -> None:
+    assert await authority.state(source, "shop", "source") == "open"
+    async with sides.target.acquire() as target:
+        assert await authority.state(target, "shop", "target") == "closed"
+    assert await refused(PUT, sides.source, "order:1", "{}") is None
+    for write in ("insert into orders values ('1')", "update orders set total = 1", "delete from order_items"):
+        assert await refused(write, sides.target) is WritesElsewhere
+
+
+async def test_a_held_side_says_so_to_every_write_even_to_one_that_finds_nothing(
+    sides: Sides, source: Connection
+) -> None:
+    assert await authority.hold(source, "shop", "source") == "open"
+    assert await authority.hold(source, "shop", "source") == "held"
+    for write in (
+        "insert into kv_store values ('order:1', '{}')",
+        "update kv_store set value = '{}' where key = 'order:none'",
+        "delete from kv_store where key = 'order:none'",
+        "insert into kv_store values ('order:1', '{}') on conflict do nothing",
+    ):
+        assert await refused(write, sides.source) is WritesHeld
+    assert await authority.close(source, "shop", "source") == "held"
+    assert await refused("delete from kv_store where key = 'order:none'", sides.source) is WritesElsewhere
+    assert await authority.open(source, "shop", "source") == "closed"
+    assert await refused(PUT, sides.source, "order:1", "{}") is None
+
+
+async def test_whatever_caused_an_error_is_asked_too(sides: Sides, source: Connection) -> None:
+    await authority.hold(source, "shop", "source")
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await sides.source.execute(PUT, "order:1", "{}")
+    wrapped = RuntimeError("the shop's own")
+    wrapped.__cause__ = caught.value
+    assert isinstance(authority.refusal(wrapped), WritesHeld)
+    assert authority.refusal(RuntimeError()) is None
+    assert authority.refusal(asyncpg.SerializationError("somebody else's")) is None
+
+
+async def test_holding_waits_for_whoever_has_written(sides: Sides, source: Connection) -> None:
+    async with sides.source.acquire() as writer:
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute(PUT, "order:1", "{}")
+        holding = asyncio.create_task(authority.hold(source, "shop", "source"))
+        waiting = "select count(*) from pg_locks where not granted"
+        await eventually(lambda: sides.source.fetchval(waiting), "holding waits for the writer")
+        await writer.execute(PUT, "order:2", "{}")
+        await transaction.commit()
+    await holding
+    assert {change.key for change in await sides.changes()} == {"order:1", "order:2"}
+
+
+async def test_holding_gives_up_and_leaves_the_side_open(sides: Sides, source: Connection) -> None:
+    async with sides.source.acquire() as writer, writer.transaction():
+        await writer.execute(PUT, "order:1", "{}")
+        with pytest.raises(LocksNotGranted):
+            await authority.hold(source, "shop", "source", within=0.2)
+        await writer.execute(PUT, "order:2", "{}")
+    assert await authority.state(source, "shop", "source") == "open"
+
+
+async def test_a_transaction_with_an_older_snapshot_cannot_write_past_a_decision(
+    sides: Sides, source: Connection
+) -> None:
+    async with sides.source.acquire() as old:
+        transaction = old.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await old.fetch("select * from kv_store")
+        await authority.hold(source, "shop", "source")
+        with pytest.raises(asyncpg.SerializationError) as caught:
+            await old.execute(PUT, "order:1", "{}")
+        await transaction.rollback()
+    assert isinstance(authority.refusal(caught.value), WritesHeld)
+    assert await sides.changes() == []
+
+
+async def test_an_open_side_is_not_closed_without_being_held(sides: Sides, source: Connection) -> None:
+    with pytest.raises(WrongStep):
+        await authority.close(source, "shop", "source")
+    async with sides.target.acquire() as target:
+        with pytest.raises(WrongStep):
+            await authority.hold(target, "shop", "target")
+        assert await authority.state(target, "shop", "target") == "closed"
+
+
+async def test_a_database_that_is_no_side_says_so(sides: Sides, pool: asyncpg.Pool) -> None:
+    async with pool.acquire() as conn:
+        with pytest.raises(NoAuthority):
+            await authority.state(conn, "shop", "source")
+        with pytest.raises(NoAuthority):
+            await authority.hold(conn, "shop", "source")
+    async with sides.source.acquire() as conn:
+        with pytest.raises(NoAuthority, match="the target of the migration shop"):
+            await authority.hold(conn, "shop", "target")
+
+
+async def test_one_database_never_has_two_open_sides(postgres_server: str) -> None:
+    async with both_sides(postgres_server, databases=1) as sides, sides.source.acquire() as conn:
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await authority.open(conn, "shop", "target")
+        await sides.put("order:1", {"total": 1})
+        await sides.flip("source")
+        await conn.execute("update orders set total = 2")
+        await sides.flip("target")
+        assert await sides.value("order:1") == {"total": 2}
+
+
+async def test_an_applier_cannot_change_the_side_that_is_open(sides: Sides, source: Connection) -> None:
+    restore = "select replank_m_shop.restore(array['order:1'], array['{}'::jsonb], array[1::bigint], array[null])"
+    with pytest.raises(asyncpg.PostgresError) as caught:
+        await source.execute(restore)
+    assert caught.value.sqlstate == authority.APPLIER_REFUSED
+    await sides.flip("source")
+    await source.execute(restore)
+    # What is stale changes nothing, and so may come at any time.
+    await sides.flip("target")
+    await source.execute(restore)
+
+
+# The flip, under load
+
+WRITERS = 8
+FLIPS = 20
+
+
+class Writer:
+    """Writes to whichever store takes it: new records, and one record of its own that it counts up in."""
+
+    def __init__(self, sides: Sides, number: int, isolation: Isolation) -> None:
+        self.sides = sides
+        self.number = number
+        self.isolation = isolation
+        self.router = WriteRouter("shop", patience=30)
+        self.written: list[str] = []
+        self.stores: set[str] = set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            id_ = f"{self.number}-{len(self.written)}"
+            await self.router.write(kv=partial(self.in_kv, id_), tables=partial(self.in_tables, id_))
+            self.written.append(id_)
+            self.stores.add(self.router.store)
+
+    async def in_kv(self, id_: str) -> None:
+        async with self.sides.source.acquire() as conn, conn.transaction(isolation=self.isolation):
+            counter = f"order:counter-{self.number}"
+            # A read first: above read committed, this is when the snapshot is taken.
+            text = await conn.fetchval("select value::text from kv_store where key = $1", counter)
+            count = json.loads(text)["total"] if text else 0
+            await asyncio.sleep(random.uniform(0, 0.003))
+            await conn.execute(PUT, f"order:{id_}", json.dumps({"total": count + 1}))
+            await conn.execute(PUT, counter, json.dumps({"total": count + 1}))
+
+    async def in_tables(self, id_: str) -> None:
+        async with self.sides.target.acquire() as conn, conn.transaction(isolation=self.isolation):
+            counter = f"counter-{self.number}"
+            count = await conn.fetchval("select total from orders where id = $1", counter) or 0
+            await asyncio.sleep(random.uniform(0, 0.003))
+            await conn.execute(INSERT_ORDER, id_, count + 1)
+            await conn.execute(
+                f"{INSERT_ORDER} on conflict (id) do update set total = excluded.total", counter, count + 1
+            )
+
+
+async def test_no_write_is_lost_or_made_twice_through_twenty_flips_under_load(sides: Sides) -> None:
+    writers = [
+        Writer(sides, number, "read_committed" if number % 2 else "repeatable_read") for number in range(WRITERS)
+    ]
+    stop = asyncio.Event()
+    tasks = [asyncio.create_task(writer.run(stop)) for writer in writers]
+    for flip in range(FLIPS):
+        before = [len(writer.written) for writer in writers]
+
+        def all_have_written(before: list[int] = before) -> bool:
+            for task in tasks:
+                if task.done():
+                    task.result()
+            return all(len(writer.written) > count for writer, count in zip(writers, before, strict=True))
+
+        await eventually(all_have_written, f"everybody writes before flip {flip}", within=30)
+        await sides.flip("target" if flip % 2 else "source")
+    stop.set()
+    await asyncio.gather(*tasks)
+    await sides.carry("source")
+
+    kept = {row["key"]: json.loads(row["value"]) for row in await sides.source.fetch("select key, value from kv_store")}
+    for writer in writers:
+        assert writer.stores == {"kv", "tables"}
+        # Each write counted up from the one before: a lost, doubled or reordered one breaks the row.
+        assert kept.pop(f"order:counter-{writer.number}")["total"] == len(writer.written)
+        for place, id_ in enumerate(writer.written):
+            assert kept.pop(f"order:{id_}")["total"] == place + 1
+    assert kept == {}
+    # And the tables have the same.
+    keys = [row["key"] for row in await sides.source.fetch("select key from kv_store")]
+    rows = await sides.target.fetch("select key, value from replank_m_shop.down($1)", keys)
+    assert len(rows) == len(keys) == await sides.target.fetchval("select count(*) from orders")
