@@ -33,7 +33,25 @@ PATIENCE = 60.0
 ROLLOUT = 0.01
 CALLERS = (f"user:caller-{number}" for number in itertools.count())
 CALLER = next(caller for caller in CALLERS if flags.bucket(ACCEPT_PLANS, caller) < ROLLOUT)
-ORDERS = {"name": "orders", "owner": CALLER, "source": {"target": "shop", "table": "kv"}, "plan": {}}
+ORDERS = {
+    "owner": CALLER,
+    "source": "shop",
+    "target": "tables",
+    "mapping": {
+        "mapping": 1,
+        "name": "orders",
+        "source": {"table": "kv", "key": "key", "value": "value"},
+        "entities": {
+            "order": {
+                "key": "order:{id}",
+                "table": "orders",
+                "columns": {"id": {"key": "id", "type": "text"}},
+                "primary_key": ["id"],
+                "rest": "rest",
+            }
+        },
+    },
+}
 
 
 async def post(client: httpx.AsyncClient, key: str | None = None) -> httpx.Response:

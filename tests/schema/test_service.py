@@ -26,12 +26,21 @@ from replank_schema.application import compose
 from replank_schema.settings import SchemaSettings
 
 MAY_PLAN = ("user:ada", "plan", "system:replank")
-ORDERS: dict[str, Any] = {
+MAPPING: dict[str, Any] = {
+    "mapping": 1,
     "name": "orders",
-    "owner": "user:ben",
-    "source": {"target": "shop", "table": "public.kv"},
-    "plan": {"tables": ["orders"], "batch": 500},
+    "source": {"table": "public.kv", "key": "key", "value": "value"},
+    "entities": {
+        "order": {
+            "key": "order:{id}",
+            "table": "orders",
+            "columns": {"id": {"key": "id", "type": "text"}},
+            "primary_key": ["id"],
+            "rest": "rest",
+        }
+    },
 }
+ORDERS: dict[str, Any] = {"owner": "user:ben", "source": "shop", "target": "tables", "mapping": MAPPING}
 
 
 @pytest.fixture
@@ -104,13 +113,15 @@ async def test_a_planned_migration_is_announced_and_becomes_ready_by_the_events_
             ("access", "baseline", "archive"), "pending"
         )
         (planned,) = await events_of(kafka, MigrationPlanned, lambda event: event.migration_id == migration_id)
-        assert (planned.plan, planned.owner, planned.planned_by) == (ORDERS["plan"], "user:ben", "user:ada")
+        assert (planned.name, planned.owner, planned.planned_by) == ("orders", "user:ben", "user:ada")
+        assert planned.plan["mapping"] == shown["mapping"]
 
         await emit_all(kafka, migration_id, planned)
 
         async def is_ready() -> Any:
             found = (await client.get(f"/v1/migrations/{migration_id}")).json()
-            assert found["phase"] == "ready", found["readiness"]
+            assert found["ready"], found["readiness"]
+            assert found["phase"] == "planned"
             return found
 
         ready = await eventually(is_ready, "the migration is ready", within=30)
@@ -209,7 +220,7 @@ async def test_the_same_idempotency_key_plans_once(quiet: httpx.AsyncClient, dat
     assert again.headers["idempotency-replayed"] == "true"
     assert again.headers["location"] == f"/v1/migrations/{first.json()['id']}"
     assert await count(database) == (1, 1)
-    other = await plan(quiet, {**ORDERS, "name": "another"}, key="once")
+    other = await plan(quiet, {**ORDERS, "target": "another"}, key="once")
     assert other.status_code == 422
     assert await count(database) == (1, 1)
 
@@ -239,19 +250,20 @@ def deep(levels: int) -> Any:
     ("body", "field"),
     [
         ({**ORDERS, "surprise": 1}, "surprise"),
-        ({**ORDERS, "name": 7}, "name"),
-        ({**ORDERS, "name": ""}, "name"),
-        ({**ORDERS, "name": "two\nlines"}, "name"),
         ({**ORDERS, "owner": "ben"}, "owner"),
         ({**ORDERS, "owner": "user:*"}, "owner"),
+        ({**ORDERS, "source": "Shop?"}, "source"),
         ({**ORDERS, "source": {"target": "shop"}}, "source"),
-        ({**ORDERS, "source": {"target": "shop", "table": 'x"; drop table migration'}}, "source"),
-        ({**ORDERS, "source": {"target": "shop", "table": "kv", "where": "1=1"}}, "where"),
-        ({**ORDERS, "plan": []}, "plan"),
-        ({**ORDERS, "plan": None}, "plan"),
-        ({**ORDERS, "plan": {"a": "nul \x00"}}, "body"),
-        ({**ORDERS, "plan": deep(70)}, "plan"),
-        (without("plan"), "plan"),
+        ({**ORDERS, "target": ""}, "target"),
+        ({**ORDERS, "mapping": []}, "mapping"),
+        ({**ORDERS, "mapping": None}, "mapping"),
+        ({**ORDERS, "mapping": {"a": "nul \x00"}}, "body"),
+        ({**ORDERS, "mapping": deep(70)}, "mapping"),
+        ({**ORDERS, "options": {"endpoints": ["a", "a"]}}, "options"),
+        ({**ORDERS, "options": {"partitions": 0}}, "partitions"),
+        ({**ORDERS, "settings": {"auto_until": "planned"}}, "settings"),
+        ({**ORDERS, "settings": {"chunk_rows": 0}}, "chunk_rows"),
+        (without("mapping"), "mapping"),
         (without("owner"), "owner"),
         ([ORDERS], "body"),
     ],
@@ -269,9 +281,9 @@ async def test_a_request_that_does_not_fit_is_refused_by_field_and_leaves_nothin
     ("content", "status"),
     [
         (b"{", 400),
-        (b'{"plan": {"a": ' + b"[" * 100_000, 400),
-        (json.dumps({**ORDERS, "plan": {"a": 1}}).replace("1}", "1e999}").encode(), 422),
-        (json.dumps({**ORDERS, "plan": {"a": "x" * 2_000_000}}).encode(), 413),
+        (b'{"mapping": {"a": ' + b"[" * 100_000, 400),
+        (json.dumps({**ORDERS, "mapping": {"a": 1}}).replace("1}", "1e999}").encode(), 422),
+        (json.dumps({**ORDERS, "mapping": {"a": "x" * 2_000_000}}).encode(), 413),
     ],
     ids=["cut off", "nested without end", "infinite", "too large"],
 )
@@ -281,6 +293,45 @@ async def test_bytes_that_are_no_acceptable_json_are_refused_and_leave_nothing(
     headers = {"content-type": "application/json", "idempotency-key": "k"}
     answer = await refusing.post("/v1/migrations", content=content, headers=headers)
     assert answer.status_code == status, answer.text
+
+
+TWO_PATTERNS = """mapping: 1
+name: orders
+source: {table: kv, key: key, value: value}
+entities:
+  order:
+    key: "order:{id}"
+    table: orders
+    columns: {id: {key: id, type: text}}
+    primary_key: [id]
+    rest: rest
+  line:
+    key: "{kind}:{id}"
+    table: lines
+    columns:
+      id: {key: id, type: text}
+      kind: {key: kind, type: nothing}
+    primary_key: [kind, id]
+    rest: rest
+"""
+
+
+@pytest.mark.parametrize(
+    ("mapping", "line", "path"),
+    [
+        (TWO_PATTERNS, "line 16", "entities.line.columns.kind.type"),
+        (TWO_PATTERNS.replace("nothing", "text"), "line 1", "key"),
+        (TWO_PATTERNS.replace("nothing", "text, references: line"), "line 1", "entities"),
+        ("mapping: 1\nname: [", "line 2", ""),
+    ],
+    ids=["type", "two entities", "cycle", "no YAML"],
+)
+async def test_a_mapping_that_cannot_be_carried_out_is_refused_by_path_and_line_and_leaves_nothing(
+    refusing: httpx.AsyncClient, mapping: str, line: str, path: str
+) -> None:
+    answer = await plan(refusing, {**ORDERS, "mapping": mapping})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:replank:problem:invalid-mapping"), answer.text
+    assert any(line in fault["field"] and path in fault["field"] for fault in answer.json()["errors"]), answer.text
 
 
 async def test_planning_needs_an_idempotency_key(refusing: httpx.AsyncClient) -> None:

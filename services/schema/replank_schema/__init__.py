@@ -1,1 +1,1 @@
-"""Migration plans, and whether everything is there that must be before a migration may start."""
+"""Migrations from a live key-value table to tables, and back: planned, run, watched."""

@@ -11,9 +11,9 @@ from replank.contracts.auth_cache import STORE, AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
 from replank.events import Event
 from replank.inbox import Delivery, Done, Inbox, Outcome
-from replank_schema.plans import service
-from replank_schema.plans.model import Item, State
-from replank_schema.plans.service import Settled
+from replank_schema.migration import service
+from replank_schema.migration.model import Item, State
+from replank_schema.migration.service import Settled
 
 _log = logging.getLogger(__name__)
 

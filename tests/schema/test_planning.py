@@ -1,4 +1,4 @@
-"""Use cases of schema's plans on a real database."""
+"""Planning a migration and settling its checklist, on a real database."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from replank.contracts.schema import MigrationPlanned, MigrationReady, Source, plan_sha256
+from replank import flags
+from replank.connection import Connection
+from replank.contracts.schema import MigrationPhaseChanged, MigrationPlanned, MigrationReady, plan_sha256
+from replank.testing import eventually
 from replank.testing.services import appended
-from replank_schema.plans import service, store
-from replank_schema.plans.model import Draft, Item, Migration, Phase, State
-from replank_schema.plans.service import Settled
+from replank_schema.migration import service, store
+from replank_schema.migration.machine import Command, TransitionRefused
+from replank_schema.migration.model import Draft, Item, Migration, Options, Phase, Settings, Standing, State
+from replank_schema.migration.report import Report
+from replank_schema.migration.service import LeaseLost, Settled
 
-PLAN: dict[str, Any] = {"tables": ["orders", "products"], "batch": 500, "nested": {"ratio": 0.25, "none": None}}
-DRAFT = Draft("orders", "user:ada", Source(target="shop", table="public.kv"), PLAN)
+MAPPING: dict[str, Any] = {"mapping": 1, "name": "orders", "nested": {"ratio": 0.25, "none": None}}
+DRAFT = Draft("orders", "user:ada", "shop", "public.kv", "tables", MAPPING, Options(endpoints=("list",)), Settings())
 
 
 async def planned(database: asyncpg.Pool) -> Migration:
@@ -35,7 +40,9 @@ async def test_planning_keeps_the_plan_and_says_so_in_one_transaction(database: 
     migration = await planned(database)
     async with database.acquire() as conn:
         assert await store.get(conn, migration.id) == migration
-        assert await store.plan(conn, migration.id) == PLAN
+        plan = await store.plan(conn, migration.id)
+        assert (plan.mapping, plan.options) == (MAPPING, DRAFT.options)
+        assert [route.endpoint for route in await store.routes(conn, migration.id)] == ["list"]
         assert [(line.item, line.state) for line in await store.checklist(conn, migration.id)] == [
             (Item.ACCESS, State.PENDING),
             (Item.BASELINE, State.PENDING),
@@ -45,8 +52,9 @@ async def test_planning_keeps_the_plan_and_says_so_in_one_transaction(database: 
     assert key == str(migration.id)
     assert isinstance(event, MigrationPlanned)
     assert (event.owner, event.planned_by) == ("user:ada", "user:ben")
-    assert event.plan == PLAN
-    assert event.plan_sha256 == plan_sha256(PLAN) == migration.plan_sha256
+    assert (event.source.target, event.source.table) == ("shop", "public.kv")
+    assert event.plan == DRAFT.plan
+    assert event.plan_sha256 == plan_sha256(DRAFT.plan) == migration.plan_sha256
 
 
 async def test_planning_that_is_rolled_back_leaves_nothing(database: asyncpg.Pool) -> None:
@@ -70,12 +78,12 @@ async def test_a_migration_is_ready_with_its_last_item_and_says_so_once(
         Settled.NOTED,
         Settled.READY,
     ]
-    assert await settle(database, migration.id, order[0]) is Settled.CLOSED
+    assert await settle(database, migration.id, order[0]) is Settled.NOTED
     async with database.acquire() as conn:
         found = await store.get(conn, migration.id)
         events = [event for _, event in await appended(conn) if isinstance(event, MigrationReady)]
     assert found is not None
-    assert found.phase is Phase.READY
+    assert found.standing == Standing()
     assert found.ready_at is not None
     assert [event.migration_id for event in events] == [migration.id]
 
@@ -133,14 +141,103 @@ async def test_owners_whom_the_plan_does_not_name_neither_open_nor_close_the_ite
     assert await access(database, migration.id) == (State.MET, "user:ada is owner")
 
 
-async def test_a_revocation_after_the_migration_became_ready_changes_nothing(database: asyncpg.Pool) -> None:
+async def test_a_revocation_counts_until_the_start_also_of_a_migration_that_was_ready(database: asyncpg.Pool) -> None:
     migration = await planned(database)
     await settle_access(database, migration.id, "user:ada", owns=True)
     await settle(database, migration.id, Item.BASELINE)
-    await settle(database, migration.id, Item.ARCHIVE)
+    assert await settle(database, migration.id, Item.ARCHIVE) is Settled.READY
+    assert await settle_access(database, migration.id, "user:ada", owns=False) is Settled.NOTED
+    assert await access(database, migration.id) == (State.MISSING, "user:ada is owner no more")
+    async with database.acquire() as conn, conn.transaction():
+        held = await service.held(conn, migration.id)
+        with pytest.raises(TransitionRefused, match="access: user:ada is owner no more"):
+            await start(conn, held)
+    # Granted again it is ready as before, which is not said twice.
+    assert await settle_access(database, migration.id, "user:ada", owns=True) is Settled.NOTED
+    async with database.acquire() as conn, conn.transaction():
+        started = await start(conn, await service.held(conn, migration.id))
+    assert started.standing == Standing(Phase.CAPTURING, run=1)
     assert await settle_access(database, migration.id, "user:ada", owns=False) is Settled.CLOSED
-    assert await access(database, migration.id) == (State.MET, "user:ada is owner")
     assert await settle_access(database, uuid4(), "user:ada", owns=False) is Settled.UNKNOWN_MIGRATION
+
+
+async def start(conn: Connection, migration: Migration) -> Migration:
+    return await service.command(
+        conn, migration, Command.START, by="user:ada", reason="test", databases=frozenset({"shop", "tables"})
+    )
+
+
+async def test_a_start_is_a_row_an_audit_line_an_event_and_flags_or_nothing(database: asyncpg.Pool) -> None:
+    migration = await planned(database)
+    for item in Item:
+        await settle(database, migration.id, item)
+    async with database.acquire() as conn:
+        transaction = conn.transaction()
+        await transaction.start()
+        await start(conn, await service.held(conn, migration.id))
+        await transaction.rollback()
+        assert (await service.held(conn, migration.id)).standing == Standing()
+        assert [line.action for line in await store.audit_page(conn, migration.id, before=store.LATEST, limit=9)] == [
+            "plan"
+        ]
+        async with conn.transaction():
+            await start(conn, await service.held(conn, migration.id))
+        line = (await store.audit_page(conn, migration.id, before=store.LATEST, limit=1))[0]
+        assert (line.who, line.action, line.reason, line.from_phase, line.to_phase) == (
+            "user:ada",
+            "start",
+            "test",
+            Phase.PLANNED,
+            Phase.CAPTURING,
+        )
+        assert isinstance(line.evidence["conditions"], list)
+        assert {"access", "baseline", "archive", "databases", "name_free"} <= {
+            condition["name"] for condition in line.evidence["conditions"] if isinstance(condition, dict)
+        }
+        told = [event for _, event in await appended(conn) if isinstance(event, MigrationPhaseChanged)]
+        assert [(event.from_phase, event.to_phase, event.run) for event in told] == [("planned", "capturing", 1)]
+        flag = await flags.get_flag(conn, "migrate.orders.reads.list")
+        assert flag is not None
+        assert flag.value == "kv"
+
+
+async def test_two_of_one_name_are_not_under_way_at_once(database: asyncpg.Pool) -> None:
+    first, second = await planned(database), await planned(database)
+    for migration in (first, second):
+        for item in Item:
+            await settle(database, migration.id, item)
+    async with database.acquire() as conn, conn.transaction():
+        await start(conn, await service.held(conn, first.id))
+    async with database.acquire() as conn, conn.transaction():
+        held = await service.held(conn, second.id)
+        with pytest.raises(TransitionRefused, match=f"migration {first.id} of the same name is under way"):
+            await start(conn, held)
+
+
+async def test_a_leader_whose_lease_is_another_ones_changes_nothing(database: asyncpg.Pool) -> None:
+    migration = await planned(database)
+    for item in Item:
+        await settle(database, migration.id, item)
+    async with database.acquire() as conn:
+        async with conn.transaction():
+            await start(conn, await service.held(conn, migration.id))
+        ((led, token),) = await store.claim(conn, "first", 0.05)
+        assert led == migration.id
+        assert await store.claim(conn, "second", 60.0) == []
+
+        async def taken_over() -> list[tuple[UUID, int]]:
+            return await store.claim(conn, "second", 60.0)
+
+        ((_, newer),) = await eventually(taken_over, "the lease ran out")
+        assert newer > token
+        assert not await store.renew(conn, migration.id, token, 60.0, Report())
+        with pytest.raises(LeaseLost):
+            async with conn.transaction():
+                await service.note(conn, migration.id, token, 1, {"installed": True})
+        assert not (await store.facts(conn, migration.id)).installed
+        async with conn.transaction():
+            await service.note(conn, migration.id, newer, 1, {"installed": True})
+        assert (await store.facts(conn, migration.id)).installed
 
 
 async def test_what_is_said_of_an_unknown_migration_changes_nothing(database: asyncpg.Pool) -> None:
@@ -160,7 +257,7 @@ async def test_pages_show_the_newest_first_and_none_twice(database: asyncpg.Pool
 async def test_a_page_is_read_by_the_primary_key_alone(database: asyncpg.Pool) -> None:
     async with database.acquire() as conn, conn.transaction():
         await conn.execute("set local enable_seqscan = off")
-        plan = await conn.fetch("explain " + store._PAGE, store.NEWEST, 3)
+        plan = await conn.fetch("explain " + store._PAGE, store.NEWEST, 3, None)
     text = "\n".join(row[0] for row in plan)
     assert "Index Scan Backward using migration_pkey" in text
     assert "Sort" not in text

@@ -1,0 +1,1 @@
+"""Migrations: planned, started, watched, moved from phase to phase, and taken back."""

@@ -1,0 +1,244 @@
+"""What must be so before a migration may go on, judged from evidence. Pure: whoever calls has gathered it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from replank_schema.migration.model import (
+    Compared,
+    Condition,
+    Mode,
+    Phase,
+    Readiness,
+    Route,
+    Settings,
+    State,
+)
+from replank_schema.migration.report import ComparedReads, Facts, Report
+
+#: A report of the work that is older than this (seconds) says nothing about now.
+FRESH: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that conditions are judged by. ``report_age`` is in seconds, ``None`` where no work reports."""
+
+    readiness: Sequence[Readiness] = ()
+    settings: Settings = field(default_factory=Settings)
+    unknown_databases: Sequence[str] = ()
+    same_name: UUID | None = None
+    """Another migration of the same name whose parts are in the databases."""
+    facts: Facts = field(default_factory=Facts)
+    report: Report = field(default_factory=Report)
+    report_age: float | None = None
+    routes: Sequence[Route] = ()
+    comparison: Compared | None = None
+    """Of everything, begun since it mattered and ended."""
+    same_transaction: bool = False
+
+    @property
+    def compared_reads(self) -> ComparedReads:
+        """Since the shadow reads began."""
+        return self.report.reads.since(self.facts.reads_before)
+
+    @property
+    def works(self) -> bool:
+        """Whether somebody does the work now, so that its report is about now."""
+        return self.report_age is not None and self.report_age < FRESH
+
+
+def conditions(to: Phase, evidence: Evidence) -> list[Condition]:
+    """What must be so before a migration may enter a phase by itself or by being asked, met or not.
+
+    What only the databases themselves can say at the moment of a start is not among them (`preflight`).
+    """
+    judge = _OF.get(to)
+    return judge(evidence) if judge is not None else []
+
+
+def _before_capturing(evidence: Evidence) -> list[Condition]:
+    return [
+        *(_checked(line) for line in evidence.readiness),
+        Condition(
+            "databases",
+            not evidence.unknown_databases,
+            f"not configured: {', '.join(evidence.unknown_databases)}" if evidence.unknown_databases else "configured",
+            "name them in REPLANK_SCHEMA_DATABASES, or plan with names that are there",
+        ),
+        Condition(
+            "name_free",
+            evidence.same_name is None,
+            f"migration {evidence.same_name} of the same name is under way" if evidence.same_name else "nobody's",
+            "let the other one end, or give this one another name",
+        ),
+    ]
+
+
+def _checked(line: Readiness) -> Condition:
+    return Condition(
+        line.item, line.state is State.MET, line.detail or str(line.state), _CHECKLIST_FIX.get(line.item, "")
+    )
+
+
+_CHECKLIST_FIX: Final[Mapping[str, str]] = {
+    "access": "grant the owner the relation owner on the migration, in auth-cache",
+    "baseline": "let benchmark record a baseline of the source: name the source among its targets",
+    "archive": "let archiver keep the plan: see whether it runs",
+}
+
+
+def _before_backfilling(evidence: Evidence) -> list[Condition]:
+    found = [
+        Condition(
+            "installed",
+            evidence.facts.installed,
+            "capture and tables are there" if evidence.facts.installed else "capture and tables are not all there yet",
+            "wait; `work` tells how far it is, and what it meets",
+        )
+    ]
+    return [*found, *_captured(evidence)]
+
+
+def _captured(evidence: Evidence) -> list[Condition]:
+    """That what is written goes on to the other store: nothing to say of triggers that do it themselves."""
+    if evidence.same_transaction:
+        return []
+    lag = evidence.report.lag if evidence.works else None
+    return [
+        Condition(
+            "applying",
+            lag is not None,
+            f"{lag.events} changes behind" if lag is not None else "nobody has reported the applier's lag lately",
+            "see that a schema service runs and reaches Kafka and both databases",
+        )
+    ]
+
+
+def _before_verifying(evidence: Evidence) -> list[Condition]:
+    backfill = evidence.facts.backfill
+    return [
+        Condition(
+            "backfill_done",
+            backfill is not None,
+            f"{backfill.rows} records read, {backfill.rejected} rejected" if backfill else "it is not done",
+            "wait; `progress` tells when it will be",
+        )
+    ]
+
+
+def _before_shadow_reads(evidence: Evidence) -> list[Condition]:
+    least = evidence.settings.min_consistency
+    comparison = evidence.comparison
+    return [
+        _compared(comparison),
+        Condition(
+            "consistency",
+            comparison is not None and comparison.percent >= least,
+            f"{comparison.percent:.4g} per cent agree, {least:g} are asked for" if comparison else "nothing compared",
+            "look at the mismatches and repair them, then compare again",
+        ),
+        _built("indexes", evidence.facts.indexes),
+    ]
+
+
+def _before_fallback(evidence: Evidence) -> list[Condition]:
+    reads, settings = evidence.compared_reads, evidence.settings
+    return [
+        Condition(
+            "compared_reads",
+            reads.compared >= settings.min_compared_reads,
+            f"{reads.compared} of {settings.min_compared_reads} reads compared",
+            "let the application read through its ReadRouter, or lower min_compared_reads",
+        ),
+        Condition(
+            "read_mismatches",
+            reads.mismatched + reads.errors <= settings.max_read_mismatches,
+            f"{reads.mismatched} mismatches and {reads.errors} errors, {settings.max_read_mismatches} are borne",
+            "find out why the tables answer otherwise, then go back to verifying and come again",
+        ),
+    ]
+
+
+def _before_new_only(evidence: Evidence) -> list[Condition]:
+    comparison, rejects = evidence.comparison, evidence.report.rejects if evidence.works else None
+    behind = [
+        route.endpoint
+        for route in evidence.routes
+        if route.mode not in (Mode.NEW_WITH_FALLBACK, Mode.NEW) or route.rollout < 100
+    ]
+    return [
+        _compared(comparison),
+        Condition(
+            "all_alike",
+            comparison is not None and comparison.different == comparison.unsettled == 0,
+            f"{comparison.different} records differ, {comparison.unsettled} did not settle"
+            if comparison
+            else "nothing compared",
+            "repair the mismatches, then compare again",
+        ),
+        Condition(
+            "rejects_settled",
+            rejects is not None and rejects.open == 0,
+            f"{rejects.open} rejected records are neither mended nor accepted" if rejects else "nobody counted them",
+            "mend the records and retry, or accept by name that they are lost",
+        ),
+        Condition(
+            "reads_moved",
+            not behind,
+            f"not yet wholly on the tables: {', '.join(behind)}" if behind else "all endpoints read the tables",
+            "set these endpoints to new_with_fallback at 100 per cent",
+        ),
+        *_kept_up(evidence),
+    ]
+
+
+def _before_completed(evidence: Evidence) -> list[Condition]:
+    return [
+        _built("indexes", evidence.facts.indexes),
+        _built("constraints", evidence.facts.constraints),
+        *_kept_up(evidence),
+    ]
+
+
+def _compared(comparison: Compared | None) -> Condition:
+    return Condition(
+        "compared",
+        comparison is not None,
+        f"{comparison.compared} records compared" if comparison else "not everything was compared since",
+        "wait for the comparison, or ask for one",
+    )
+
+
+def _built(name: str, done: bool) -> Condition:
+    return Condition(
+        name, done, "built and valid" if done else "not all built and valid", "wait; `work` tells how far it is"
+    )
+
+
+def _kept_up(evidence: Evidence) -> list[Condition]:
+    if evidence.same_transaction:
+        return []
+    lag, most = evidence.report.lag if evidence.works else None, evidence.settings.max_apply_lag
+    return [
+        Condition(
+            "lag",
+            lag is not None and lag.seconds < most,
+            f"{lag.seconds:.2f} s behind, {most:g} are borne" if lag else "nobody has reported the lag lately",
+            "wait until the applier has caught up; if it does not, slow the writers or add partitions",
+        )
+    ]
+
+
+_OF: Final[Mapping[Phase, Callable[[Evidence], list[Condition]]]] = {
+    Phase.CAPTURING: _before_capturing,
+    Phase.BACKFILLING: _before_backfilling,
+    Phase.VERIFYING: _before_verifying,
+    Phase.SHADOW_READS: _before_shadow_reads,
+    Phase.NEW_WITH_FALLBACK: _before_fallback,
+    Phase.NEW_ONLY: _before_new_only,
+    Phase.COMPLETED: _before_completed,
+}

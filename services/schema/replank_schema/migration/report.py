@@ -1,0 +1,109 @@
+"""What the work of a migration says of itself: facts that stay for a run, and a report that is about now."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+
+class _Said(BaseModel):
+    # Written by one version of this service and read by another: what is new is left alone.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class BackfillDone(_Said):
+    """A backfill that came to its end."""
+
+    rows: int
+    filled: int
+    rejected: int
+    seconds: float
+
+
+class ComparedReads(_Said):
+    """Reads that asked both stores, as the application's processes count them in the target."""
+
+    compared: int = 0
+    mismatched: int = 0
+    errors: int = 0
+
+    def since(self, before: ComparedReads) -> ComparedReads:
+        """What was counted after that."""
+        return ComparedReads(
+            compared=self.compared - before.compared,
+            mismatched=self.mismatched - before.mismatched,
+            errors=self.errors - before.errors,
+        )
+
+
+class Facts(_Said):
+    """What has been reached in this run, and stays so until the next start."""
+
+    installed: bool = False
+    backfill: BackfillDone | None = None
+    compare_since: AwareDatetime | None = None
+    """Only a comparison that began after this says how the two stores are now."""
+    indexes: bool = False
+    constraints: bool = False
+    reads_before: ComparedReads = ComparedReads()
+    """What had been counted when the shadow reads began."""
+    reverse_removed: bool = False
+    """After completion nothing flows back to the key-value store any more."""
+
+
+class Progress(_Said):
+    """How far a backfill is. ``rate`` is in rows a second, ``eta`` in seconds."""
+
+    rows: int = 0
+    total: int | None = None
+    filled: int = 0
+    kept: int = 0
+    rejected: int = 0
+    different: int = 0
+    rate: float = 0.0
+    eta: float | None = None
+    done: bool = False
+    waits_for: str = ""
+
+
+class Lag(_Said):
+    """How far the applier is behind the store that is written."""
+
+    events: int
+    seconds: float
+
+
+class Rejects(_Said):
+    """Records that could not be converted: how many nobody settled, and how many were accepted as lost."""
+
+    open: int
+    accepted: int
+
+
+class Authority(_Said):
+    """Which store takes writes, as each database itself says."""
+
+    source: str
+    target: str
+
+
+class PartReport(_Said):
+    """One part of the work. ``detail`` says what it waits for, or what went wrong."""
+
+    name: str
+    state: Literal["running", "waiting", "done", "failed"]
+    detail: str = ""
+    since: AwareDatetime
+
+
+class Report(_Said):
+    """The work at one moment, written by whoever leads it."""
+
+    parts: tuple[PartReport, ...] = ()
+    problem: str = ""
+    progress: Progress | None = None
+    lag: Lag | None = None
+    rejects: Rejects | None = None
+    authority: Authority | None = None
+    reads: ComparedReads = ComparedReads()
