@@ -1,6 +1,6 @@
 #!/bin/sh
-# A role and a database for each service, and one role that only reads. May be repeated: what is there stays, its
-# passwords and grants are set again. The native stack does the same in replank_local/provision.py.
+# A role and databases for each service and example, and one role that only reads. May be repeated: what is there stays,
+# its passwords and grants are set again. The native stack does the same in replank_local/provision.py.
 set -eu
 
 run() { psql --no-psqlrc --quiet --set ON_ERROR_STOP=1 "$@"; }
@@ -15,13 +15,12 @@ alter role :"role" password :'password';
 SQL
 }
 
-# What a service owns it alone may reach; by default every role may connect to every database.
-service() {
-    role "$1" "$2"
-    run --dbname postgres --set role="$1" <<'SQL'
-select format('create database %I owner %I template template0', :'role', :'role')
-where not exists (select from pg_database where datname = :'role') \gexec
-revoke connect, temporary on database :"role" from public;
+# database NAME OWNER: its owner alone may reach it; by default every role may connect to every database.
+database() {
+    run --dbname postgres --set name="$1" --set owner="$2" <<'SQL'
+select format('create database %I owner %I template template0', :'name', :'owner')
+where not exists (select from pg_database where datname = :'name') \gexec
+revoke connect, temporary on database :"name" from public;
 SQL
     # Those that need a superuser or come with the server; one that is not installed (hypopg) is left out.
     run --dbname "$1" <<'SQL'
@@ -33,15 +32,25 @@ SQL
 
 run --dbname postgres --command 'revoke connect, temporary on database postgres, template1 from public'
 
-service replank_schema REPLANK_PASSWORD_SCHEMA
-service replank_auth_cache REPLANK_PASSWORD_AUTH_CACHE
-service replank_benchmark REPLANK_PASSWORD_BENCHMARK
-service replank_archiver REPLANK_PASSWORD_ARCHIVER
-
+role replank_schema REPLANK_PASSWORD_SCHEMA
+role replank_auth_cache REPLANK_PASSWORD_AUTH_CACHE
+role replank_benchmark REPLANK_PASSWORD_BENCHMARK
+role replank_archiver REPLANK_PASSWORD_ARCHIVER
+role replank_storefront REPLANK_PASSWORD_STOREFRONT
 role replank_benchmark_reader REPLANK_PASSWORD_READER
+
+database replank_schema replank_schema
+database replank_auth_cache replank_auth_cache
+database replank_benchmark replank_benchmark
+database replank_archiver replank_archiver
+database replank_storefront_kv replank_storefront
+database replank_storefront replank_storefront
+
 run --dbname postgres <<'SQL'
 set client_min_messages = warning;
 alter role replank_benchmark_reader set default_transaction_read_only = on;
 grant pg_read_all_data, pg_monitor to replank_benchmark_reader;
-grant connect on database replank_schema to replank_benchmark_reader;
+grant connect on database replank_schema, replank_storefront_kv, replank_storefront to replank_benchmark_reader;
+-- A migration that is to wait for standbys or for load has to see them.
+grant pg_monitor to replank_storefront;
 SQL

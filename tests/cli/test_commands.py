@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import sys
-from dataclasses import dataclass
 from uuid import uuid4
 
 import asyncpg
@@ -15,29 +12,11 @@ import pytest
 from replank import Event, inbox, outbox
 from replank.outbox.relay import Relay
 from replank.telemetry.jaeger import Jaeger
+from tests.cli.command import replank
 
 
 class Shipped(Event, type="shop.parcel.shipped.v1", topic="replank.test.cli"):
     parcel: str
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    error: str
-
-
-async def replank(*arguments: str, **environment: str) -> Answer:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("REPLANK_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "replank_cli", *arguments),
-        env={**kept, "COLUMNS": "200", **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, error = await asyncio.wait_for(process.communicate(), 60)
-    return Answer(process.returncode or 0, out.decode(), error.decode())
 
 
 async def test_install_verify_and_status_of_an_outbox_in_any_database(postgres_dsn: str) -> None:

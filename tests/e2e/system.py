@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,15 +20,28 @@ from replank_local import Stack, services
 from replank_local.credentials import ADMIN
 from replank_local.provision import provision
 from replank_local.servers import TEST_SERVERS
-from replank_local.services import SERVICES
+from replank_local.services import SERVICES, Service
 
 OWNER: Final = "user:ada"
 DRAFT: Final[dict[str, Any]] = {
-    "name": "storefront orders",
     "owner": OWNER,
-    # A real table of a database that benchmark may read: schema's own list of plans.
-    "source": {"target": "schema", "table": "migration"},
-    "plan": {"entities": {"order": {"keys": "order:*", "table": "orders"}}},
+    # Databases that benchmark may read. The table is a real one: schema's own list of plans.
+    "source": "schema",
+    "target": "schema",
+    "mapping": {
+        "mapping": 1,
+        "name": "storefront_orders",
+        "source": {"table": "public.migration", "key": "key", "value": "value"},
+        "entities": {
+            "order": {
+                "key": "order:{id}",
+                "table": "orders",
+                "columns": {"id": {"key": "id", "type": "text"}},
+                "primary_key": ["id"],
+                "rest": "rest",
+            }
+        },
+    },
 }
 
 
@@ -70,7 +83,7 @@ class System:
 
         async def look() -> dict[str, Any]:
             found: dict[str, Any] = await self.get("schema", f"/v1/migrations/{migration_id}")
-            assert found["phase"] == "ready", found["readiness"]
+            assert found["ready"], found["readiness"]
             return found
 
         return await eventually(look, f"migration {migration_id} is ready", within=within, interval=0.1)
@@ -123,24 +136,28 @@ def stack_folder(logs: Path) -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def running(logs: Path) -> AsyncIterator[System]:
-    """Servers, databases, migrations and services, as ``make up`` makes them. Their logs outlive the context."""
+async def running(logs: Path, *examples: Service) -> AsyncIterator[System]:
+    """Servers, databases, migrations and services, as ``make up`` makes them, and these of the examples.
+
+    Their logs outlive the context.
+    """
     with stack_folder(logs) as root:
         async with Stack(root, servers=TEST_SERVERS, units=services.UNITS) as stack:
-            await _bring_up(stack)
+            await _bring_up(stack, [*SERVICES.values(), *examples])
             yield System(stack)
 
 
-async def _bring_up(stack: Stack) -> None:
-    stack.claim_ports(*SERVICES)
-    stack.secrets.renew_tokens(list(SERVICES))
+async def _bring_up(stack: Stack, programs: Sequence[Service]) -> None:
+    names = [program.name for program in programs]
+    stack.claim_ports(*names)
+    stack.secrets.renew_tokens(names)
     await provision(stack.endpoints, stack.secrets)
     await asyncio.gather(
         *(
             migrate_database(
-                stack.endpoints.postgres(role=service.role, database=service.database), service.module, "pre"
+                stack.endpoints.postgres(role=program.role, database=program.database), program.module, "pre"
             )
-            for service in SERVICES.values()
+            for program in programs
         )
     )
-    await stack.start(*SERVICES)
+    await stack.start(*names)

@@ -130,14 +130,14 @@ async def test_each_service_answers_what_it_did(system: System, story: Story) ->
     assert {line["item"]: line["state"] for line in migration["readiness"]} == dict.fromkeys(
         ("access", "baseline", "archive"), "met"
     )
-    assert migration["plan"] == DRAFT["plan"]
+    assert migration["mapping"] == DRAFT["mapping"]
     async with system.client("auth-cache") as client:
         key = {"user": OWNER, "relation": "owner", "object": f"migration:{migration['id']}"}
         answer = await client.post("/stores/replank/check", json={"tuple_key": key})
         stranger = await client.post("/stores/replank/check", json={"tuple_key": {**key, "user": "user:eve"}})
     assert (answer.json()["allowed"], stranger.json()["allowed"]) == (True, False)
     baseline = await system.get("benchmark", f"/v1/baselines/{migration['id']}")
-    assert (baseline["status"], baseline["source"]["table"]) == ("captured", "migration")
+    assert (baseline["status"], baseline["source"]["table"]) == ("captured", "public.migration")
     assert baseline["bytes_total"] > 0
     manifest = await system.get("archiver", f"/v1/manifests/{migration['id']}")
     assert manifest["sha256"] == migration["plan_sha256"]

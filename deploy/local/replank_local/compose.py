@@ -24,13 +24,13 @@ from replank_local.locks import locked
 from replank_local.places import CHECKOUT
 from replank_local.progress import Progress
 from replank_local.servers import SERVERS
-from replank_local.services import READER, SERVICES, UNITS, shell_file
+from replank_local.services import PROGRAMS, READER, UNITS, shell_file
 from replank_local.state import State, Way, write_private
 
 FILE: Final = CHECKOUT / "docker-compose.yml"
 OVERLAY: Final = "REPLANK_COMPOSE_OVERLAY"
 """The variable that names one more compose file, to be laid over ours by `up`."""
-_LONG_RUNNING: Final = (*SERVERS, *SERVICES)
+_LONG_RUNNING: Final = (*SERVERS, *PROGRAMS)
 _SET_HERE: Final = ("REPLANK_PORT_", "REPLANK_PASSWORD_", "REPLANK_SECRETS", "COMPOSE_FILE", "COMPOSE_PROJECT_NAME")
 _ANSWER_SECONDS: Final = 10
 
@@ -84,9 +84,9 @@ async def up(root: Path, progress: Progress) -> None:
         progress.say("compose", "building and starting; docker shows its own progress")
         # By name: the others end when they have done their work, which --wait takes for a failure.
         _compose(root, "up", "--detach", "--build", "--wait", "--remove-orphans", *_LONG_RUNNING)
-        for service in SERVICES.values():
-            if service.has_post_migrations:
-                _compose(root, "run", "--rm", "--no-deps", f"{service.name}-migrate-post")
+        for program in PROGRAMS.values():
+            if program.has_post_migrations:
+                _compose(root, "run", "--rm", "--no-deps", f"{program.name}-migrate-post")
 
 
 def _prepare(root: Path) -> None:
@@ -96,7 +96,7 @@ def _prepare(root: Path) -> None:
         raise StackError("this stack runs as processes", fix="stop it first: `make down`")
     _claim_ports(known)
     secrets = Secrets(root / "secrets")
-    secrets.renew_tokens(list(SERVICES))
+    secrets.renew_tokens(list(PROGRAMS))
     _hand_out(secrets, root / "compose-secrets")
     overlay = os.environ.get(OVERLAY, "")
     files = [FILE, *([Path(overlay).resolve()] if overlay else [])]
@@ -129,18 +129,18 @@ def _claim_ports(known: State) -> None:
 
 
 def _hand_out(secrets: Secrets, folder: Path) -> None:
-    """Copy to each service, in a folder of its own, the key set and its own token; the signing key goes to nobody.
+    """Copy to each program, in a folder of its own, the key set and its own token; the signing key goes to nobody.
 
     The account in a container is another than ours, so these files are for all to read; the folder around them keeps
     the other accounts of this machine out. Folders are mounted, not files: a file that is replaced would stay in a
     container what it was when that started.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    for service in SERVICES:
-        own = folder / service
+    for program in PROGRAMS:
+        own = folder / program
         own.mkdir(exist_ok=True)
         own.chmod(0o755)
-        for name, source in {"jwks.json": secrets.jwks, "token": secrets.token_file(service)}.items():
+        for name, source in {"jwks.json": secrets.jwks, "token": secrets.token_file(program)}.items():
             partial = own / f".{name}"
             partial.write_text(source.read_text())
             partial.chmod(0o644)
@@ -149,7 +149,7 @@ def _hand_out(secrets: Secrets, folder: Path) -> None:
 
 def variables(root: Path, known: State, secrets: Secrets) -> dict[str, str]:
     """What docker-compose.yml is filled in with."""
-    passwords = ("postgres", "valkey", "s3", READER, *(service.role for service in SERVICES.values()))
+    passwords = ("postgres", "valkey", "s3", READER, *(program.role for program in PROGRAMS.values()))
     return {
         **{f"REPLANK_PORT_{_upper(name)}": str(port) for name, port in sorted(known.ports.items())},
         **{f"REPLANK_PASSWORD_{_upper(name)}": secrets.password(name) for name in passwords},

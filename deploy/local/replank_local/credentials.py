@@ -61,11 +61,11 @@ class Secrets:
         """Where the token called ``name`` is kept."""
         return self.folder / f"{name}.token"
 
-    def renew_tokens(self, services: list[str]) -> None:
-        """Write a fresh token for the administrator and for each service."""
+    def renew_tokens(self, programs: list[str]) -> None:
+        """Write a fresh token for the administrator and for each service and example: ``service:<name>``."""
         write_private(self.token_file("admin"), self.token(ADMIN))
-        for service in services:
-            write_private(self.token_file(service), self.token(f"service:{service}"))
+        for program in programs:
+            write_private(self.token_file(program), self.token(f"service:{program}"))
 
     def _signing_key(self) -> Ed25519PrivateKey:
         path = self.folder / "signing-key.pem"

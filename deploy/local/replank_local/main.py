@@ -23,7 +23,7 @@ INTERRUPTED: Final = 130
 
 app = typer.Typer(
     name="replank-local",
-    help="The local stack: real servers and all services as processes of this machine.",
+    help="The local stack: real servers, all services and the example as processes of this machine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -36,9 +36,9 @@ _PASS_ON: Final = {"allow_extra_args": True, "ignore_unknown_options": True}
 @app.command()
 def up(
     root: Root = STACK_ROOT,
-    only_servers: Annotated[bool, typer.Option("--only-servers", help="Leave the services out.")] = False,
+    only_servers: Annotated[bool, typer.Option("--only-servers", help="Leave services and example out.")] = False,
 ) -> None:
-    """Bring up servers, databases, migrations and services. Repeat it to start what is missing."""
+    """Bring up servers, databases, migrations, services and the example. Repeat it to start what is missing."""
     progress = Progress.to_stderr()
     _up(root, progress, only_servers=only_servers)
     progress.say("stack", 'up. `make status` shows it; eval "$(make env)" tells your shell where it is')
@@ -115,13 +115,15 @@ def restart(name: str, root: Root = STACK_ROOT) -> None:
         asyncio.run(native.restart(root, name, Progress.to_stderr()))
 
 
-@app.command()
-def demo(root: Root = STACK_ROOT) -> None:
-    """Bring the stack up, tell the story against it, and leave it up."""
+@app.command(context_settings=_PASS_ON)
+def demo(context: typer.Context, root: Root = STACK_ROOT) -> None:
+    """Bring the stack up, tell the story against it, and leave it up. Options of `replank demo` are passed on."""
     _up(root, Progress.to_stderr())
     variables = report.addresses_of(root)
     code = subprocess.run(
-        [str(Path(sys.executable).with_name("replank")), "demo"], check=False, env={**os.environ, **variables}
+        [str(Path(sys.executable).with_name("replank")), "demo", *context.args],
+        check=False,
+        env={**os.environ, **variables},
     ).returncode
     raise typer.Exit(code)
 

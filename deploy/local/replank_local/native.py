@@ -1,4 +1,4 @@
-"""`make up` without Docker: the servers and services as processes of this machine."""
+"""`make up` without Docker: the servers, services and examples as processes of this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from replank_local.places import TEST_PREFIX
 from replank_local.progress import Progress
 from replank_local.provision import provision
 from replank_local.servers import SERVERS
-from replank_local.services import SERVICES, Service
+from replank_local.services import PROGRAMS, Service
 from replank_local.stack import Stack
 from replank_local.state import write_private
 from replank_local.together import together
@@ -46,7 +46,7 @@ async def held(root: Path, progress: Progress) -> AsyncIterator[Stack]:
 
 
 async def up(root: Path, progress: Progress, *, only_servers: bool = False) -> Stack:
-    """Bring up servers, what the services own, migrations, services. Repeating it starts what is missing.
+    """Bring up servers, what the programs own, migrations, programs. Repeating it starts what is missing.
 
     Repeating it also renews the bearer tokens, which are good for 30 days.
     Without Jaeger it goes on, and starts it when it is built. Raises `StackError`; what was started stays.
@@ -58,42 +58,42 @@ async def up(root: Path, progress: Progress, *, only_servers: bool = False) -> S
         before = dict(stack.ports)
         stack.claim_ports(*stack.units)
         if any(stack.ports[name] != port for name, port in before.items()):
-            await stack.stop(*SERVICES)  # they were told another address
+            await stack.stop(*PROGRAMS)  # they were told another address
         if not built:
             _build_jaeger_behind(stack)
-        stack.secrets.renew_tokens(list(SERVICES))
+        stack.secrets.renew_tokens(list(PROGRAMS))
         await stack.start(*required)
         async with progress.during("provision", "roles, databases, buckets"):
             await provision(stack.endpoints, stack.secrets)
         _write_environment_files(stack)
         if not only_servers:
-            await _start_services(stack)
+            await _start_programs(stack)
     return stack
 
 
-async def _start_services(stack: Stack) -> None:
-    lacking = [service.name for service in SERVICES.values() if service.folder is None]
+async def _start_programs(stack: Stack) -> None:
+    lacking = [program.name for program in PROGRAMS.values() if program.folder is None]
     if lacking:
         raise StackError(
             f"not installed in this environment: {', '.join(lacking)}", fix="run `make .venv`, then the same again"
         )
-    starting = [service for service in SERVICES.values() if not stack.running(service.name)]
-    async with stack.progress.during("migrate", "each service's database, before its code starts"):
-        await together(*(_migrate(stack, service, "pre") for service in starting))
-    await stack.start(*SERVICES)
-    later = [service for service in starting if service.has_post_migrations]
+    starting = [program for program in PROGRAMS.values() if not stack.running(program.name)]
+    async with stack.progress.during("migrate", "each program's database, before its code starts"):
+        await together(*(_migrate(stack, program, "pre") for program in starting))
+    await stack.start(*PROGRAMS)
+    later = [program for program in starting if program.has_post_migrations]
     if later:
         async with stack.progress.during("migrate", "what had to wait until the new code runs"):
-            await together(*(_migrate(stack, service, "post") for service in later))
+            await together(*(_migrate(stack, program, "post") for program in later))
 
 
-async def _migrate(stack: Stack, service: Service, phase: str) -> None:
-    name = f"{service.name}-migrate"
-    variables = services.environment(service, stack.endpoints, stack.secrets)
+async def _migrate(stack: Stack, program: Service, phase: str) -> None:
+    name = f"{program.name}-migrate"
+    variables = services.environment(program, stack.endpoints, stack.secrets)
     log = stack.log(name)
     with log.open("ab") as out:
         migration = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", service.module, "migrate", phase),
+            *(sys.executable, "-m", program.module, "migrate", phase),
             env={**os.environ, **variables},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=out,
@@ -105,19 +105,19 @@ async def _migrate(stack: Stack, service: Service, phase: str) -> None:
     except TimeoutError:
         migration.kill()
         await migration.wait()
-        raise StackError(f"the migrations of {service.name} took over {_MIGRATION_SECONDS} s; see {log}") from None
+        raise StackError(f"the migrations of {program.name} took over {_MIGRATION_SECONDS} s; see {log}") from None
     if code != 0:
         reason = "\n  ".join(processes.tail(log, 10))
-        raise StackError(f"the {phase} migrations of {service.name} failed; the end of {log}:\n  {reason}")
+        raise StackError(f"the {phase} migrations of {program.name} failed; the end of {log}:\n  {reason}")
 
 
 def _write_environment_files(stack: Stack) -> None:
-    """Each service's variables in a file, so that it can be run by hand: in a debugger, for one."""
+    """Each program's variables in a file, so that it can be run by hand: in a debugger, for one."""
     folder = stack.root / "env"
     folder.mkdir(mode=0o700, exist_ok=True)
-    for service in SERVICES.values():
-        variables = services.environment(service, stack.endpoints, stack.secrets)
-        write_private(folder / f"{service.name}.env", services.shell_file(variables))
+    for program in PROGRAMS.values():
+        variables = services.environment(program, stack.endpoints, stack.secrets)
+        write_private(folder / f"{program.name}.env", services.shell_file(variables))
 
 
 def _build_jaeger_behind(stack: Stack) -> None:
@@ -178,5 +178,5 @@ async def restart(root: Path, name: str, progress: Progress) -> None:
     """Stop one unit, and start it on the same data and ports."""
     async with held(root, progress) as stack:
         if name not in stack.units:
-            raise StackError(f"no such server or service: {name}", fix=f"there are {', '.join(stack.units)}")
+            raise StackError(f"no such server or program: {name}", fix=f"there are {', '.join(stack.units)}")
         await stack.restart(name)

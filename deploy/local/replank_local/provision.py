@@ -14,13 +14,13 @@ from minio import Minio
 
 from replank_local.credentials import Secrets
 from replank_local.endpoints import S3_ACCESS_KEY, Endpoints
-from replank_local.services import READER, SERVICES, Service
+from replank_local.services import PROGRAMS, READABLE, READER, SERVICES, STOREFRONT
 
 _EXTENSIONS: Final = ("pg_stat_statements", "pg_trgm", "btree_gin", "hypopg")
 
 
 async def provision(endpoints: Endpoints, secrets: Secrets) -> None:
-    """Make what every service owns. Nothing that is there already is changed, but passwords and grants."""
+    """Make what every service and example owns. Nothing that is there already is changed, but passwords and grants."""
     await asyncio.gather(
         _databases(endpoints, secrets),
         asyncio.to_thread(_buckets, endpoints, [service.bucket for service in SERVICES.values()]),
@@ -30,20 +30,24 @@ async def provision(endpoints: Endpoints, secrets: Secrets) -> None:
 async def _databases(endpoints: Endpoints, secrets: Secrets) -> None:
     connection = await asyncpg.connect(endpoints.postgres())
     try:
-        for role in (*(service.role for service in SERVICES.values()), READER):
+        for role in (*(program.role for program in PROGRAMS.values()), READER):
             await _role(connection, role, secrets.password(role))
         # Every role may connect to every database by default: each shall reach its own alone.
         await connection.execute("revoke connect, temporary on database postgres, template1 from public")
-        for service in SERVICES.values():
-            await _database(connection, service)
-        schema = _identifier(SERVICES["schema"].database)
-        await connection.execute(f"grant connect on database {schema} to {_identifier(READER)}")
+        for program in PROGRAMS.values():
+            for database in program.databases.values():
+                await _database(connection, database, owner=program.role)
+        for database in READABLE.values():
+            await connection.execute(f"grant connect on database {_identifier(database)} to {_identifier(READER)}")
         await connection.execute(f"grant pg_read_all_data, pg_monitor to {_identifier(READER)}")
+        # A migration that is to wait for standbys or for load has to see them.
+        await connection.execute(f"grant pg_monitor to {_identifier(STOREFRONT.role)}")
         await connection.execute(f"alter role {_identifier(READER)} set default_transaction_read_only = on")
     finally:
         await connection.close()
-    for service in SERVICES.values():
-        await _extensions(endpoints.postgres(database=service.database))
+    for program in PROGRAMS.values():
+        for database in program.databases.values():
+            await _extensions(endpoints.postgres(database=database))
 
 
 async def _role(connection: asyncpg.Connection, role: str, password: str) -> None:
@@ -52,10 +56,10 @@ async def _role(connection: asyncpg.Connection, role: str, password: str) -> Non
     await connection.execute(f"alter role {_identifier(role)} password {_literal(password)}")
 
 
-async def _database(connection: asyncpg.Connection, service: Service) -> None:
-    database = _identifier(service.database)
-    if not await connection.fetchval("select exists (select from pg_database where datname = $1)", service.database):
-        await connection.execute(f"create database {database} owner {_identifier(service.role)} template template0")
+async def _database(connection: asyncpg.Connection, name: str, *, owner: str) -> None:
+    database = _identifier(name)
+    if not await connection.fetchval("select exists (select from pg_database where datname = $1)", name):
+        await connection.execute(f"create database {database} owner {_identifier(owner)} template template0")
     await connection.execute(f"revoke connect, temporary on database {database} from public")
 
 

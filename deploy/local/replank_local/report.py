@@ -18,7 +18,7 @@ from replank_local.endpoints import S3_ACCESS_KEY, Endpoints
 from replank_local.errors import NotRunning, StackError
 from replank_local.ports import HOST
 from replank_local.servers.valkey import MEMORY_LIMITS
-from replank_local.services import SERVICES
+from replank_local.services import PROGRAMS, dsns
 from replank_local.stack import Stack
 
 _LAST_LINES: Final = 5
@@ -105,9 +105,9 @@ def addresses_of(root: Path) -> dict[str, str]:
 def addresses(endpoints: Endpoints) -> dict[str, str]:
     """Where everything of the stack is, by the name that clients look for."""
     variables: dict[str, str] = {}
-    for service in SERVICES.values():
-        variables[f"{service.prefix}_URL"] = endpoints.http(service.name)
-        variables[f"{service.prefix}_DSN"] = endpoints.postgres(role=service.role, database=service.database)
+    for program in PROGRAMS.values():
+        variables[f"{program.prefix}_URL"] = endpoints.http(program.name)
+        variables |= {f"{program.prefix}_{setting}": dsn for setting, dsn in dsns(program, endpoints).items()}
     return variables | {
         "REPLANK_CONSOLE_URL": "",
         "REPLANK_JAEGER_URL": endpoints.jaeger,

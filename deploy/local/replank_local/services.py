@@ -1,4 +1,4 @@
-"""The services of a stack: what each is called, what it owns, and the environment it is started with."""
+"""The programs of a stack, services and examples: what each owns, and the environment it is started with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +23,17 @@ READER: Final = "replank_benchmark_reader"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One of the services. Everything it owns is named after it."""
+    """A service, or an example that runs like one. Everything it owns is named after it."""
 
     name: str
     port: int
     """The port it has when that is free."""
+    databases: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Its databases, by the setting that names each. Without a word there is one, named after it: ``DSN``."""
+
+    def __post_init__(self) -> None:
+        if not self.databases:
+            object.__setattr__(self, "databases", {"DSN": self.module})
 
     @property
     def _identifier(self) -> str:
@@ -39,7 +45,8 @@ class Service:
 
     @property
     def database(self) -> str:
-        return self.module
+        """The database with its outbox, which its migrations are for."""
+        return self.databases["DSN"]
 
     @property
     def role(self) -> str:
@@ -75,15 +82,41 @@ SERVICES: Final[dict[str, Service]] = {
         Service("archiver", 28104),
     )
 }
+"""The product."""
+
+STOREFRONT: Final = Service(
+    "storefront", 28201, databases={"DSN": "replank_storefront_kv", "TABLES_DSN": "replank_storefront"}
+)
+EXAMPLES: Final[dict[str, Service]] = {STOREFRONT.name: STOREFRONT}
+"""Programs of somebody who uses the product: they get what a service gets, but for cache and objects."""
+
+PROGRAMS: Final[dict[str, Service]] = SERVICES | EXAMPLES
+"""Everything that the stack runs beside its servers."""
+
+MOVABLE: Final[dict[str, str]] = {
+    "storefront-kv": STOREFRONT.databases["DSN"],
+    "storefront": STOREFRONT.databases["TABLES_DSN"],
+}
+"""The databases of the storefront, by the name under which a migration calls each its source or target."""
+READABLE: Final[dict[str, str]] = {"schema": SERVICES["schema"].database, **MOVABLE}
+"""The databases that the benchmark service measures, by the name it knows each under."""
+
+
+def dsns(service: Service, endpoints: Endpoints) -> dict[str, str]:
+    """The databases of a program, by the setting that names each, as their owner reaches them."""
+    return {
+        setting: endpoints.postgres(role=service.role, database=name) for setting, name in service.databases.items()
+    }
 
 
 def environment(service: Service, endpoints: Endpoints, secrets: Secrets) -> dict[str, str]:
-    """The variables that a service is configured by, without anything of the caller's own environment."""
+    """The variables that a program is configured by, without anything of the caller's own environment."""
     settings = {
-        "DSN": endpoints.postgres(role=service.role, database=service.database),
+        **dsns(service, endpoints),
         "KAFKA": endpoints.kafka,
         "OTLP_ENDPOINT": endpoints.otlp,
-        "TRACE_SAMPLE": "1.0",
+        # A shop under load traces one request in a hundred; one that comes with a sampled trace is always traced.
+        "TRACE_SAMPLE": "0.01" if service.name in EXAMPLES else "1.0",
         "HTTP_HOST": HOST,
         "HTTP_PORT": str(endpoints.ports[service.name]),
         "AUTH_ISSUER": ISSUER,
@@ -91,18 +124,25 @@ def environment(service: Service, endpoints: Endpoints, secrets: Secrets) -> dic
         "AUTH_JWKS": str(secrets.jwks),
         "AUTHZ_URL": endpoints.http("auth-cache"),
         "SERVICE_TOKEN_FILE": str(secrets.token_file(service.name)),
-        "VALKEY_URL": endpoints.valkey("authorization"),
-        "S3_URL": endpoints.s3,
-        "S3_ACCESS_KEY": S3_ACCESS_KEY,
-        "S3_SECRET_KEY": endpoints.s3_secret_key,
-        "S3_BUCKET": service.bucket,
     }
+    if service.name in SERVICES:
+        settings |= {
+            "VALKEY_URL": endpoints.valkey("authorization"),
+            "S3_URL": endpoints.s3,
+            "S3_ACCESS_KEY": S3_ACCESS_KEY,
+            "S3_SECRET_KEY": endpoints.s3_secret_key,
+            "S3_BUCKET": service.bucket,
+        }
+    if service.name == "schema":
+        # As their owner: the service makes tables, triggers and functions there.
+        movable = {name: endpoints.postgres(role=STOREFRONT.role, database=made) for name, made in MOVABLE.items()}
+        settings["DATABASES"] = json.dumps(movable)
     if service.name == "auth-cache":
         # Nobody may do anything before somebody may: the administrator of this stack is the first.
         settings["BOOTSTRAP_TUPLES"] = json.dumps([{"user": ADMIN, "relation": "plan", "object": "system:replank"}])
     if service.name == "benchmark":
-        target = endpoints.postgres(role=READER, database=SERVICES["schema"].database)
-        settings["TARGETS"] = json.dumps({"schema": target})
+        targets = {name: endpoints.postgres(role=READER, database=made) for name, made in READABLE.items()}
+        settings["TARGETS"] = json.dumps(targets)
     return {f"{service.prefix}_{name}": value for name, value in settings.items()}
 
 
@@ -112,11 +152,11 @@ def shell_file(variables: Mapping[str, str]) -> str:
 
 
 def unit(service: Service) -> Unit:
-    """The process of a service."""
+    """The process of a program."""
 
     async def prepare(place: Place) -> Command:
         return Command(
-            argv=[sys.executable, "-m", service.module],
+            argv=[sys.executable, "-m", service.module, "serve"],
             cwd=CHECKOUT,
             environment=environment(service, place.endpoints, place.secrets),
         )
@@ -127,4 +167,4 @@ def unit(service: Service) -> Unit:
     return Unit(name=service.name, ports={service.name: service.port}, prepare=prepare, ready=ready)
 
 
-UNITS: Final = tuple(unit(service) for service in SERVICES.values())
+UNITS: Final = tuple(unit(program) for program in PROGRAMS.values())

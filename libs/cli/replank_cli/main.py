@@ -21,6 +21,7 @@ _LIBRARY: Final = {
     "relay": "relay",
     "dlq": "dlq",
     "flags": "flags",
+    "migrate": "migrate",
     "trace": "traces",
 }
 
@@ -52,11 +53,17 @@ def replank() -> None:
 
 
 def main() -> None:
-    """Run the command; a known error is one line on standard error and exit status 1, never a traceback."""
+    """Run the command; a known error is said on standard error with exit status 1, never a traceback.
+
+    It is one line, and what to do about it; more lines where several things are wrong.
+    """
     try:
         app()
     except ReplankError as error:
-        errors.print(f"error: {error.message}", style="bold red", markup=False, highlight=False)
+        first, _, more = error.message.partition("\n")
+        errors.print(f"error: {first}", style="bold red", markup=False, highlight=False)
+        if more:
+            errors.print(more, markup=False, highlight=False)
         if error.fix:
             errors.print(f"  what to do: {error.fix}", markup=False, highlight=False)
         sys.exit(1)

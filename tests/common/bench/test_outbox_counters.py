@@ -55,7 +55,7 @@ async def test_a_drained_event_costs_no_more_than_the_baseline(
     dead = await churn(postgres_dsn, *replank.event_tables)
     measured = {
         "statements_per_event": (after - full).statements / EVENTS,
-        "dead_tuples": dead.events,
+        "dead_tuples": dead.named,
         "append_wal_bytes_per_event": (full - empty).statement_wal / EVENTS,
         "relay_wal_bytes_per_event": (after - full).statement_wal / EVENTS,
     }

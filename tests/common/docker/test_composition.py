@@ -10,6 +10,7 @@ import re
 import stat
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,12 @@ from replank_local.places import CHECKOUT, DEPLOY
 from replank_local.ports import HOST
 from replank_local.servers import SERVERS, kafka, postgres
 from replank_local.servers.valkey import MEMORY_LIMITS
-from replank_local.services import READER, SERVICES, UNITS
+from replank_local.services import PROGRAMS, READABLE, READER, UNITS
 from replank_local.state import State
 
 OVERLAY: Final = DEPLOY / "docker" / "debian" / "overlay.yml"
-LONG_RUNNING: Final = {*SERVERS, *SERVICES}
-MIGRATIONS: Final = {f"{service}-migrate{phase}" for service in SERVICES for phase in ("", "-post")}
+LONG_RUNNING: Final = {*SERVERS, *PROGRAMS}
+MIGRATIONS: Final = {f"{service}-migrate{phase}" for service in PROGRAMS for phase in ("", "-post")}
 ONE_SHOTS: Final = {"databases", *MIGRATIONS}
 # Where each server listens inside; outside it is the port of that name.
 INSIDE: Final = {
@@ -38,7 +39,7 @@ INSIDE: Final = {
     "jaeger": ("jaeger", 16686),
     "jaeger.otlp": ("jaeger", 4318),
     **{f"valkey-{kind}": (f"valkey-{kind}", 6379) for kind in MEMORY_LIMITS},
-    **{service: (service, 8000) for service in SERVICES},
+    **{service: (service, 8000) for service in PROGRAMS},
 }
 _PLACEHOLDER: Final = re.compile(r"\$\$|\$\{(\w+)(?::\?[^}]*|:-([^}]*))?\}")
 
@@ -56,7 +57,7 @@ def root(tmp_path: Path) -> Path:
     units = (*SERVERS.values(), *UNITS)
     ports = {name: 21000 + number for number, name in enumerate(name for unit in units for name in unit.ports)}
     state.save(tmp_path, State(way="docker", ports=ports))
-    Secrets(tmp_path / "secrets").renew_tokens(list(SERVICES))
+    Secrets(tmp_path / "secrets").renew_tokens(list(PROGRAMS))
     return tmp_path
 
 
@@ -118,12 +119,16 @@ def test_everything_that_it_refers_to_is_there(composition: dict[str, Any]) -> N
                 assert there, f"{name} mounts {source}"
         if "build" in service:
             assert (CHECKOUT / service["build"]["dockerfile"]).is_file()
+            arguments = service["build"]["args"]
+            project = CHECKOUT / arguments.get("SOURCE", f"services/{arguments['SERVICE']}") / "pyproject.toml"
+            # The image starts the command of that name.
+            assert f"replank-{arguments['SERVICE']}" in tomllib.loads(project.read_text())["project"]["scripts"]
 
 
 def test_a_service_is_told_the_same_by_docker_as_without_it(root: Path, composition: dict[str, Any]) -> None:
     secrets = Secrets(root / "secrets")
     endpoints = Endpoints(state.load(root).ports, secrets)
-    for service in SERVICES.values():
+    for service in PROGRAMS.values():
         native = services.environment(service, endpoints, secrets)
         expected = {name: inside(value, endpoints, secrets, service.name) for name, value in native.items()}
         expected |= {f"{service.prefix}_HTTP_HOST": "0.0.0.0", f"{service.prefix}_HTTP_PORT": "8000"}
@@ -201,8 +206,13 @@ def test_caches_have_the_same_size_and_versions_are_the_same(composition: dict[s
 
 def test_the_same_databases_roles_and_extensions_are_made(composition: dict[str, Any]) -> None:
     script = (DEPLOY / "docker" / "databases.sh").read_text()
-    made = dict(re.findall(r"^(?:service|role) (replank_\w+) (REPLANK_PASSWORD_\w+)$", script, re.MULTILINE))
-    assert made.keys() == {READER, *(service.role for service in SERVICES.values())}
+    made = dict(re.findall(r"^role (replank_\w+) (REPLANK_PASSWORD_\w+)$", script, re.MULTILINE))
+    assert made.keys() == {READER, *(service.role for service in PROGRAMS.values())}
+    owned = {(name, service.role) for service in PROGRAMS.values() for name in service.databases.values()}
+    assert set(re.findall(r"^database (replank_\w+) (replank_\w+)$", script, re.MULTILINE)) == owned
+    readable = re.search(rf"^grant connect on database (.*) to {READER};$", script, re.MULTILINE)
+    assert readable is not None
+    assert set(readable[1].split(", ")) == set(READABLE.values())
     given = composition["services"]["databases"]["environment"]
     assert set(made.values()) == {name for name in given if name.startswith("REPLANK_")}
     listed = re.search(r"where name in \(([^)]*)\)", script)
@@ -211,7 +221,7 @@ def test_the_same_databases_roles_and_extensions_are_made(composition: dict[str,
 
 
 def test_a_service_can_do_nothing_that_it_need_not(composition: dict[str, Any]) -> None:
-    for name in {*SERVICES, *ONE_SHOTS}:
+    for name in {*PROGRAMS, *ONE_SHOTS}:
         service = composition["services"][name]
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -227,7 +237,7 @@ def test_each_service_is_handed_its_own_token_and_the_public_keys_and_nobody_the
     compose._hand_out(secrets, folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # this account's alone
     private = (secrets.folder / "signing-key.pem").read_text()
-    for service in SERVICES:
+    for service in PROGRAMS:
         (mount,) = composition["services"][service]["volumes"]
         assert Path(mount["source"]) == folder / service
         assert mount["read_only"] is True
@@ -267,4 +277,4 @@ def test_the_overlay_leaves_no_image_to_be_pulled_or_built(composition: dict[str
     for name, service in overlay.items():
         assert service["pull_policy"] == "never", name
         assert service.get("image") == (None if "build" in composition["services"][name] else "replank-debian/servers")
-        assert service.get("build", "none") is None or name not in {*SERVICES, *MIGRATIONS}
+        assert service.get("build", "none") is None or name not in {*PROGRAMS, *MIGRATIONS}

@@ -15,12 +15,13 @@ from replank_local.endpoints import Endpoints
 from replank_local.errors import NotRunning
 from replank_local.processes import identity_of
 from replank_local.servers import SERVERS
-from replank_local.services import SERVICES, UNITS
+from replank_local.services import EXAMPLES, PROGRAMS, READER, SERVICES, STOREFRONT, UNITS
 from replank_local.state import State
 
 NAMED_BY_THE_CONTRACT = {
     *(f"REPLANK_{name}_URL" for name in ("SCHEMA", "AUTH_CACHE", "BENCHMARK", "ARCHIVER", "CONSOLE", "JAEGER", "S3")),
     *(f"REPLANK_{name}_DSN" for name in ("SCHEMA", "AUTH_CACHE", "BENCHMARK", "ARCHIVER")),
+    *("REPLANK_STOREFRONT_URL", "REPLANK_STOREFRONT_DSN", "REPLANK_STOREFRONT_TABLES_DSN"),
     *("REPLANK_KAFKA", "REPLANK_TOKEN", "REPLANK_VALKEY_URL", "REPLANK_S3_ACCESS_KEY", "REPLANK_S3_SECRET_KEY"),
 }
 
@@ -32,7 +33,7 @@ def root(tmp_path: Path) -> Path:
     assert me is not None
     ports = {name: 1000 + number for number, name in enumerate(n for u in (*SERVERS.values(), *UNITS) for n in u.ports)}
     state.save(tmp_path, State(ports=ports, processes={"kafka": me}))
-    Secrets(tmp_path / "secrets").renew_tokens(list(SERVICES))
+    Secrets(tmp_path / "secrets").renew_tokens(list(PROGRAMS))
     return tmp_path
 
 
@@ -76,5 +77,40 @@ def test_each_service_has_database_role_bucket_prefix_and_port_of_its_own(root: 
     for own in ("DSN", "HTTP_PORT", "S3_BUCKET", "SERVICE_TOKEN_FILE"):
         values = [told[service.name][f"{service.prefix}_{own}"] for service in SERVICES.values()]
         assert len(set(values)) == len(SERVICES), own
-    assert list(json.loads(told["benchmark"]["REPLANK_BENCHMARK_TARGETS"])) == ["schema"]
-    assert "_TARGETS" not in "".join(told["schema"])
+
+
+def test_databases_are_handed_on_to_those_that_move_or_measure_them_alone(root: Path) -> None:
+    secrets = Secrets(root / "secrets")
+    endpoints = Endpoints(state.load(root).ports, secrets)
+    told = {program.name: services.environment(program, endpoints, secrets) for program in PROGRAMS.values()}
+    shop = told["storefront"]
+    assert json.loads(told["schema"]["REPLANK_SCHEMA_DATABASES"]) == {
+        "storefront-kv": shop["REPLANK_STOREFRONT_DSN"],
+        "storefront": shop["REPLANK_STOREFRONT_TABLES_DSN"],
+    }
+    measured = json.loads(told["benchmark"]["REPLANK_BENCHMARK_TARGETS"])
+    assert measured.keys() == {"schema", "storefront-kv", "storefront"}
+    for dsn in measured.values():
+        assert f"//{READER}:" in dsn, "it may only look"
+    for name in told.keys() - {"schema", STOREFRONT.name}:
+        assert f"//{STOREFRONT.role}:" not in "".join(told[name].values())
+
+
+def test_what_make_env_says_of_a_program_is_what_the_program_is_told(root: Path) -> None:
+    secrets = Secrets(root / "secrets")
+    endpoints = Endpoints(state.load(root).ports, secrets)
+    said = report.addresses(endpoints)
+    for program in PROGRAMS.values():
+        told = services.environment(program, endpoints, secrets)
+        for setting in program.databases:
+            assert said[f"{program.prefix}_{setting}"] == told[f"{program.prefix}_{setting}"]
+
+
+def test_an_example_is_no_service_and_knows_nothing_of_cache_and_objects(root: Path) -> None:
+    assert not SERVICES.keys() & EXAMPLES.keys()
+    secrets = Secrets(root / "secrets")
+    endpoints = Endpoints(state.load(root).ports, secrets)
+    for example in EXAMPLES.values():
+        told = " ".join(services.environment(example, endpoints, secrets))
+        assert "_S3_" not in told
+        assert "VALKEY" not in told
