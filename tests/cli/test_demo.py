@@ -16,7 +16,7 @@ import pytest
 from replank.errors import ReplankError
 from replank.migrate.mapping import load
 from replank.testing import eventually
-from replank_cli.demo import report, shop, story, traffic
+from replank_cli.demo import flow, report, shop, story, traffic
 from replank_cli.demo.calls import until
 from replank_cli.demo.places import Places
 from replank_cli.demo.report import Verdict
@@ -190,3 +190,9 @@ async def test_a_migration_lives_its_whole_life_twice_and_a_wrong_answer_is_not_
     finally:
         await stack.run("down")
         await stack.run("clean")
+
+
+async def test_a_jaeger_that_is_not_built_yet_is_said_and_is_no_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = await flow.draw(report.Report(), "http://127.0.0.1:1", "0" * 31 + "1", flow.is_whole_plan)
+    assert drawn
+    assert "Jaeger does not run" in capsys.readouterr().out

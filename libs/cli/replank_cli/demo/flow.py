@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
+from replank.errors import DependencyUnavailable
 from replank.telemetry.jaeger import Jaeger, Trace, TraceNotFound, waterfall
 from replank_cli.console import output
 from replank_cli.demo.places import SERVICES
@@ -24,17 +25,24 @@ def new_trace() -> tuple[str, dict[str, str]]:
 async def draw(report: Report, jaeger: str | None, trace_id: str, is_whole: Callable[[Trace], bool]) -> bool:
     """Draw a trace; false if it did not come whole. That there is no Jaeger is said, and is no failure."""
     if jaeger is None:
-        report.say("Jaeger does not run: the flow worked, but nobody keeps its trace.")
-        report.say("It is built in the background where Go is installed; `make status` tells, then run this again.")
-        return True
+        return _nobody_traces(report)
     async with Jaeger(jaeger) as client:
         try:
             trace = await client.trace(trace_id, until=is_whole, within=_WITHIN)
         except TraceNotFound as error:
             report.say(error.message)
             return False
+        except DependencyUnavailable:
+            # On a new machine its address is known minutes before it is built.
+            return _nobody_traces(report)
     report.say(waterfall(trace, width=max(output.width, _NARROWEST)))
     report.say(f"{jaeger}/api/traces/{trace_id} has it as JSON; `replank trace show {trace_id}` draws it again.")
+    return True
+
+
+def _nobody_traces(report: Report) -> bool:
+    report.say("Jaeger does not run: the flow worked, but nobody keeps its trace.")
+    report.say("It is built in the background where Go is installed; `make status` tells, then run this again.")
     return True
 
 
