@@ -100,6 +100,26 @@ async def test_a_write_that_no_store_takes_ends_with_what_was_said(
             await WriteRouter("shop", patience=0.1).write(kv=in_kv, tables=in_tables)
 
 
+async def test_when_the_tables_are_dropped_writes_go_back_to_the_key_value_store(
+    sides: Sides, in_kv: Write, in_tables: Write
+) -> None:
+    router = WriteRouter("shop")
+    await sides.flip("source")
+    assert await router.write(kv=in_kv, tables=in_tables) == "tables"
+    await sides.flip("target")
+    await sides.target.execute("drop table orders cascade")
+    assert await router.write(kv=in_kv, tables=in_tables) == "kv"
+
+
+async def test_a_missing_table_is_told_where_the_tables_take_the_writes(
+    sides: Sides, in_kv: Write, in_tables: Write
+) -> None:
+    await sides.flip("source")
+    await sides.target.execute("drop table orders cascade")
+    with pytest.raises(asyncpg.UndefinedTableError, match="orders"):
+        await WriteRouter("shop").write(kv=in_kv, tables=in_tables)
+
+
 async def test_every_other_error_is_the_callers(in_tables: Write) -> None:
     calls = 0
 

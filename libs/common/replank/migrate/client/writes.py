@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal, TypeVar
 
+import asyncpg
 from opentelemetry import trace
 
 from replank.migrate import authority
@@ -59,6 +60,8 @@ class WriteRouter:
                 answer = await (kv if store == "kv" else tables)()
             except Exception as error:
                 refused = authority.refusal(error)
+                if refused is None and store == "tables" and refused_by != "kv":
+                    refused = _no_tables(error)
                 if refused is None:
                     raise
                 if isinstance(refused, authority.WritesElsewhere) and refused_by != _OTHER[store]:
@@ -76,3 +79,13 @@ class WriteRouter:
                 self._store = store
                 trace.get_current_span().set_attributes({_STORE: store, _ATTEMPTS: attempts})
                 return answer
+
+
+def _no_tables(error: BaseException) -> authority.WritesElsewhere | None:
+    """What a table that is not there says: the migration that made it was taken back, and the tables dropped."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, asyncpg.UndefinedTableError):
+            return authority.WritesElsewhere(str(cause), fix="write to the key-value store")
+        cause = cause.__cause__
+    return None
