@@ -48,8 +48,8 @@ class Counters:
 class Churn:
     """Row versions that updates and deletes have left behind since the database was made, vacuumed since or not."""
 
-    events: int
-    """In the tables that hold events."""
+    named: int
+    """In the tables that were asked about."""
     other: int
     """In all other tables of the database."""
 
@@ -106,16 +106,16 @@ async def server(dsn: str) -> AsyncIterator[Server]:
             await observer.close()
 
 
-async def churn(dsn: str, event_schema: str, event_tables: str) -> Churn:
-    """Row versions left behind in the database; ``event_tables`` is a pattern for LIKE over names in ``event_schema``.
+async def churn(dsn: str, schema: str, tables: str) -> Churn:
+    """Row versions left behind in the database; ``tables`` is a pattern for LIKE over names of tables in ``schema``.
 
     Read it when the processes that wrote have ended: sessions hand in their statistics when they close.
     """
     connection = await asyncpg.connect(dsn)
     try:
-        row = await connection.fetchrow(_CHURN, event_schema, event_tables)
+        row = await connection.fetchrow(_CHURN, schema, tables)
         assert row is not None
-        return Churn(events=row["events"], other=row["other"])
+        return Churn(named=row["named"], other=row["other"])
     finally:
         await connection.close()
 
@@ -142,7 +142,7 @@ select pg_stat_statements_reset(s.userid, s.dbid, s.queryid)
 """
 
 _CHURN = """
-select coalesce(sum(n_tup_upd + n_tup_del) filter (where schemaname = $1 and relname like $2), 0)::bigint as events,
+select coalesce(sum(n_tup_upd + n_tup_del) filter (where schemaname = $1 and relname like $2), 0)::bigint as named,
        coalesce(sum(n_tup_upd + n_tup_del) filter (where not (schemaname = $1 and relname like $2)), 0)::bigint as other
   from pg_stat_user_tables
 """

@@ -6,34 +6,20 @@ Needs REPLANK_TEST_POSTGRES (a superuser's DSN; wal_level=logical for Debezium) 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import os
-import signal
-import sys
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import psutil
-from rich.console import Console
-
-from bench import postgres
+from bench import postgres, runs
 from bench.outbox import inbox
 from bench.outbox.measure import Drain, Environment, Latency, drain, steady
 from bench.outbox.subjects import SUBJECTS, missing, subject
-from bench.outbox.verify import Void
-from bench.postgres import CountersLost
-from bench.procs import ProcessFailed
 from bench.report import Report
+from bench.runs import Runs
 from replank.testing.servers import setting
-
-BUDGET_S: Final = 560.0
-"""After so long no further run is begun, and one that is running is given up: the whole stays under ten minutes."""
-
-_BUSY_PERCENT: Final = 15.0
 
 OURS: Final = "replank 0 %"
 OURS_1PCT: Final = "replank 1 %"
@@ -89,12 +75,10 @@ UNITS: Final = {
 class Bench:
     """Runs the variants in alternating order and collects what they measure."""
 
-    def __init__(self, environment: Environment, report: Report, console: Console) -> None:
+    def __init__(self, environment: Environment, report: Report, runs: Runs) -> None:
         self._environment = environment
         self._report = report
-        self._console = console
-        self._end = time.monotonic() + BUDGET_S
-        self.void = False
+        self._runs = runs
 
     async def run(self, variants: Sequence[Variant], *, with_inbox: bool, rounds: int) -> None:
         """Every variant once a round, the drains before the steady loads; every other round goes backwards."""
@@ -116,9 +100,10 @@ class Bench:
         measure: Callable[..., Awaitable[Drain | Latency]],
     ) -> None:
         which = subject(variant.subject)
-        measured = await self._attempt(
+        measured = await self._runs.attempt(
             f"round {number + 1}, {phase}: {variant.label}",
             partial(measure, self._environment, which, sampled=variant.sampled),
+            _summary,
             ours=which.name.startswith("replank"),
         )
         if measured is not None:
@@ -127,33 +112,13 @@ class Bench:
     async def _inbox(self, number: int) -> None:
         for batch in (True, False):
             label = "replank inbox, batch" if batch else "replank inbox, single"
-            rate = await self._attempt(
+            rate = await self._runs.attempt(
                 f"round {number + 1}: {label}",
                 partial(inbox.apply, self._environment, batch=batch),
-                ours=True,
+                _summary,
             )
             if rate is not None:
                 self._report.add(label, "events_per_s", rate, UNITS["events_per_s"])
-
-    async def _attempt(self, what: str, measure: Callable[[], Awaitable[Any]], *, ours: bool) -> Any:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            self._report.note(f"{what}: left out, the time for the whole benchmark was used up")
-            return None
-        began = time.monotonic()
-        try:
-            async with asyncio.timeout(left):
-                measured = await measure()
-        except (Void, ProcessFailed, CountersLost) as error:
-            self.void = self.void or ours
-            self._report.note(f"{what}: void: {error}")
-            self._console.print(f"{what}: void", style="red")
-            return None
-        except TimeoutError:
-            self._report.note(f"{what}: given up, the time for the whole benchmark was used up")
-            return None
-        self._console.print(f"{what}: {_summary(measured)} ({time.monotonic() - began:.0f} s)", highlight=False)
-        return measured
 
     def _add(self, label: str, phase: str, measured: Drain | Latency) -> None:
         for name, value in dataclasses.asdict(measured).items():
@@ -200,11 +165,7 @@ def _headline(report: Report) -> dict[str, float | None]:
 
 
 async def _main(arguments: argparse.Namespace) -> int:
-    # Ended from outside, it still ends its processes and drops what it made.
-    this = asyncio.current_task()
-    assert this is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = runs.console()
     report = Report("outbox")
     only: Sequence[str] = arguments.only or ()
     variants = []
@@ -219,8 +180,8 @@ async def _main(arguments: argparse.Namespace) -> int:
         else:
             report.note(f"{variant.label} is left out: {lacks}")
             console.print(f"{variant.label} is left out: {lacks}", style="yellow", soft_wrap=True)
-    if (busy := psutil.cpu_percent(interval=1.0)) > _BUSY_PERCENT:
-        report.note(f"the machine was busy before the benchmark began ({busy:.0f} %): read the numbers with care")
+    runs.note_a_busy_machine(report)
+    attempts = Runs(report, console)
     quick = arguments.quick
     async with postgres.server(setting("REPLANK_TEST_POSTGRES")) as server:
         environment = Environment(
@@ -234,13 +195,13 @@ async def _main(arguments: argparse.Namespace) -> int:
             inbox_batch=20_000 if quick else 100_000,
             inbox_single=3_000 if quick else 10_000,
         )
-        bench = Bench(environment, report, console)
+        bench = Bench(environment, report, attempts)
         await bench.run(variants, with_inbox=not only or INBOX in only, rounds=1 if quick else 2)
     report.print(console)
     path = report.write()
     console.print(f"{os.cpu_count()} CPUs, shared by Postgres, Kafka, writer, consumer and relay; written to {path}")
     print(report.last_line(_headline(report)))
-    return 1 if bench.void else 0
+    return 1 if attempts.void else 0
 
 
 def main() -> None:
@@ -249,10 +210,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", choices=[*SUBJECTS, INBOX], help="leave out all other subjects (may be repeated)"
     )
-    try:
-        sys.exit(asyncio.run(_main(parser.parse_args())))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        sys.exit("bench-outbox: ended before it had finished; nothing was written")
+    runs.run("outbox", _main(parser.parse_args()))
 
 
 if __name__ == "__main__":

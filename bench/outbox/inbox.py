@@ -13,9 +13,9 @@ from uuid_utils.compat import uuid7
 from bench import kafka
 from bench.outbox import applier
 from bench.outbox.measure import Environment
-from bench.outbox.verify import Void
 from bench.outbox.workload import CONNECTIONS, EVENT_TYPE, ROWS, SOURCE, OrderPlaced, Transactions
 from bench.procs import Child, module, running
+from bench.runs import Void
 
 _WATCH_S = 0.05
 _TIMEOUT_S = 90.0

@@ -15,10 +15,11 @@ from statistics import quantiles
 
 from bench import kafka
 from bench.outbox.subjects import Subject, Target
-from bench.outbox.verify import Arrivals, Void, read_all
+from bench.outbox.verify import Arrivals, read_all
 from bench.outbox.workload import ROWS
 from bench.postgres import Server, churn
 from bench.procs import Child, Command, module, running
+from bench.runs import Void
 
 _WATCH_S = 0.01
 """Between two looks at the end of the topic: 1 % of a drain of one second, and hardly a load."""
@@ -139,7 +140,7 @@ async def drain(environment: Environment, subject: Subject, *, sampled: float) -
         append_wal_statements=appending.statement_wal / events,
         relay_wal=relaying.server_wal / events,
         relay_wal_statements=relaying.statement_wal / events,
-        dead_tuples=versions.events,
+        dead_tuples=versions.named,
         other_updates=versions.other,
         spans=_spans_exported(said) / events if subject.traces else 0.0,
         duplicates=arrivals.duplicates,

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from aiokafka import AIOKafkaConsumer
 
 from bench.outbox.workload import VALUE_BYTES
+from bench.runs import Void
 
 MIN_HEADERS = 3
-
-
-class Void(RuntimeError):
-    """A run whose numbers must not be used, because events were lost, changed or did not arrive in time."""
 
 
 @dataclass(slots=True)

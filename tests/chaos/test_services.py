@@ -84,7 +84,9 @@ class Clients:
 
 async def ready(system: System) -> set[str]:
     """The migrations that are ready."""
-    return {str(row["id"]) for row in await system.fetch("schema", "select id from migration where phase = 'ready'")}
+    return {
+        str(row["id"]) for row in await system.fetch("schema", "select id from migration where ready_at is not null")
+    }
 
 
 async def all_ready(system: System, accepted: set[str]) -> None:

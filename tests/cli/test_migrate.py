@@ -159,7 +159,7 @@ async def test_a_migration_goes_its_whole_way_and_back_by_the_command_alone(plac
 
     back = await place.done("rollback", name, *WAIT, *WHY)
     assert "[rolled_back]" in back.out
-    assert "replank migrate start" in back.out
+    assert "the table orders holds rows already" in back.out, "it was not asked to drop them"
     await shop.source.execute("delete from kv_store where key = 'order:old'")
     assert await shop.key_value() == shop.truth, "what was written to the tables came back"
     done = json.loads((await place.done("audit", name, "--json")).out)

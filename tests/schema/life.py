@@ -135,9 +135,10 @@ class Shop:
 
     async def tables(self) -> dict[str, Any]:
         """The records that the tables hold, put together by hand: not by what is tested."""
-        clients = await self.target.fetch("select id, name from clients")
-        orders = await self.target.fetch("select id, client_id, total::float8, rest from orders")
-        items = await self.target.fetch("select order_id, sku, quantity from order_items order by order_id, position")
+        async with self.target.acquire() as conn, conn.transaction(isolation="repeatable_read", readonly=True):
+            clients = await conn.fetch("select id, name from clients")
+            orders = await conn.fetch("select id, client_id, total::float8, rest from orders")
+            items = await conn.fetch("select order_id, sku, quantity from order_items order by order_id, position")
         found: dict[str, Any] = {f"client:{row['id']}": {"name": row["name"]} for row in clients}
         for row in orders:
             found[f"order:{row['id']}"] = {

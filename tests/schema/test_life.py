@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from replank.migrate import authority
 from replank.testing import eventually
 from replank.testing.processes import Process
 from replank.testing.services import Issuer, basics, http_alone, living, playing_rights
@@ -98,8 +99,10 @@ async def test_a_whole_life_with_ways_back_loses_no_write(serve: Serve, shop: Sh
             await eventually(planner.is_idle, "nothing flows back any more", within=PATIENCE)
         # The way back has to tell the key-value store of everything first.
         async with traffic(shop, range(480, 560)):
-            await planner.do("rollback", tables="drop")
-            await planner.reaches("rolled_back")
+            back = await planner.do("rollback", tables="drop")
+            assert back["reads"][0]["mode"] == "new", "the key-value store is behind"
+            arrived = await planner.reaches("rolled_back")
+        assert arrived["reads"][0]["mode"] == "kv"
         assert await shop.key_value() == shop.truth
 
 
@@ -137,6 +140,61 @@ async def test_a_process_that_is_killed_in_the_backfill_is_followed_by_another_t
             # It went on: what the first one had filled was neither filled nor read again.
             progress = (await planner.view())["progress"]
             assert progress["filled"] + progress["kept"] <= len(shop.truth) + 200
+
+
+@pytest.mark.timeout(200)
+async def test_what_is_written_at_the_very_end_of_a_run_is_not_told_to_the_next(serve: Serve, shop: Shop) -> None:
+    await shop.seed(5)
+    async with serve() as planner:
+        await planner.plan(shop)
+        await planner.do("start")
+        await planner.advance_to("verifying")
+        async with shop.source.acquire() as writer, writer.transaction():
+            await writer.execute("update kv_store set value = jsonb_set(value, '{total}', '7') where key = 'order:1'")
+            await planner.do("rollback", tables="drop")
+            await eventually(lambda: waits_for(shop, "kv_store"), "capture is being removed", within=PATIENCE)
+        await planner.reaches("rolled_back")
+        await shop.put(1)
+        await planner.do("start")
+        await planner.advance_to("verifying")
+        await agree(shop)
+
+
+async def waits_for(shop: Shop, table: str) -> bool:
+    """Whether somebody waits for a lock on a table of the key-value store's database."""
+    waiting = "select exists (select from pg_locks where relation = $1::text::regclass and not granted)"
+    return bool(await shop.source.fetchval(waiting, table))
+
+
+async def test_a_part_that_failed_and_works_again_says_so(serve: Serve, shop: Shop) -> None:
+    async with serve() as planner:
+        await planner.plan(shop)
+        await planner.do("start")
+        before = (await observer(planner))["since"]
+        await shop.target.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where datname = current_database() and application_name = 'replank-migrate-schema'"
+        )
+
+        async def works_again() -> bool:
+            assert (await observer(planner))["since"] != before
+            return True
+
+        await eventually(works_again, "the observer has failed and works again", within=PATIENCE)
+
+
+async def observer(planner: Planner) -> dict[str, Any]:
+    """The part that looks at the databases, once it runs and nothing is wrong."""
+
+    async def runs() -> dict[str, Any]:
+        seen = await planner.view()
+        found = [part for part in seen["work"] if part["name"] == "observer"]
+        assert [part["state"] for part in found] == ["running"], seen["work"]
+        assert not seen["problem"], seen["work"]
+        assert seen["authority"] is not None
+        return dict(found[0])
+
+    return await eventually(runs, "the observer runs", within=PATIENCE)
 
 
 @pytest.mark.timeout(200)
@@ -211,6 +269,78 @@ async def test_a_record_that_cannot_be_converted_stops_nothing_is_mended_or_acce
         audit = (await planner.client.get(f"/v1/migrations/{planner.id}/audit")).json()["items"]
         assert audit[0]["action"] == "accept_rejects"
         assert audit[0]["evidence"]["keys"] == ["order:worse"]
+
+
+@pytest.mark.timeout(200)
+async def test_a_reference_to_nothing_is_told_early_and_holds_the_writes_back_until_its_record_is_mended(
+    serve: Serve, shop: Shop
+) -> None:
+    await shop.seed(50)
+    shop.truth["order:7"] |= {"clientId": "gone"}
+    await shop.source.execute(
+        "update kv_store set value = jsonb_set(value, '{clientId}', '\"gone\"') where key = 'order:7'"
+    )
+    async with serve() as planner:
+        await planner.plan(shop)
+        await planner.settings(min_compared_reads=0)
+        await planner.do("start")
+        await planner.advance_to("verifying")
+
+        async def says(where: str, *words: str) -> bool:
+            seen = await planner.view()
+            parts = {part["name"]: part["detail"] for part in seen["work"]}
+            names = {condition["name"]: condition for condition in seen["next"]["conditions"]}
+            told = names[where]["detail"] + names[where]["fix"] if where in names else parts.get(where, "")
+            assert all(word in told for word in words), told
+            return True
+
+        found = "1 row of orders whose client_id is in no row of clients (orders_client_id_fkey), such as order:"
+        await eventually(lambda: says("references", f"{found}7"), "the work tells of it", within=PATIENCE)
+        await planner.advance_to("new_with_fallback")
+        words = (f"{found}7", "mend these records in the key-value store")
+        await eventually(lambda: says("references_hold", *words), "it names the record", within=PATIENCE)
+        refused = await planner.ask("advance")
+        assert "references_hold" in [condition["name"] for condition in refused.json()["conditions"]]
+        await shop.put(7)
+        await planner.may_advance()
+
+        # One that is written to the tables themselves, after the writes have moved and before the constraint is there.
+        async with shop.target.acquire() as conn, conn.transaction():
+            await conn.execute("lock table orders in access share mode")
+            await planner.do("advance")
+            await planner.reaches("new_only")
+            await conn.execute("insert into orders (id, client_id, total) values ('8000', 'gone', 1)")
+        words = (f"{found}8000", "mend or delete these rows in the tables")
+        await eventually(lambda: says("constraints", *words), "it is not just told to wait", within=PATIENCE)
+        await shop.target.execute("delete from orders where id = '8000'")
+        await planner.advance_to("completed")
+
+
+@pytest.mark.timeout(200)
+async def test_tables_that_a_rollback_has_kept_are_named_before_a_start_is_refused_for_them(
+    serve: Serve, shop: Shop
+) -> None:
+    await shop.seed(5)
+    async with serve() as planner:
+        await planner.plan(shop)
+        await planner.do("start")
+        await planner.advance_to("verifying")
+        await planner.do("rollback")
+        following = (await planner.reaches("rolled_back"))["next"]
+        assert not following["allowed"]
+        (unmet,) = [condition for condition in following["conditions"] if not condition["met"]]
+        (refused,) = (await planner.ask("start")).json()["conditions"]
+        assert unmet == refused
+        assert "the table orders holds rows already" in unmet["detail"]
+        assert "the rollback has kept" in unmet["fix"]
+        # Whoever still takes them for the store that is written to is told so, and loses nothing.
+        with pytest.raises(asyncpg.PostgresError) as closed:
+            await shop.target.execute("delete from orders")
+        assert isinstance(authority.refusal(closed.value), authority.WritesElsewhere)
+        await shop.target.execute("drop table clients, orders, order_items")
+        assert (await planner.view())["next"]["allowed"]
+        await planner.do("start")
+        await planner.advance_to("verifying")
 
 
 @pytest.mark.timeout(200)

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replank_schema.migration import machine
+from replank.migrate.ddl import Violation
+from replank.migrate.tables import Constraint
+from replank_schema.migration import machine, violations
 from replank_schema.migration.conditions import Evidence, conditions
 from replank_schema.migration.machine import WAYPOINTS, Command, TransitionRefused
 from replank_schema.migration.model import (
@@ -28,7 +30,7 @@ from replank_schema.migration.model import (
     unmet,
 )
 from replank_schema.migration.parts import CARRIERS, PAUSABLE, Part, needed
-from replank_schema.migration.report import BackfillDone, ComparedReads, Facts, Lag, Rejects, Report
+from replank_schema.migration.report import BackfillDone, ComparedReads, Facts, Lag, Rejects, Report, Violated
 
 #: Written out by hand, as the documentation shows it: from where one may get to where in one step.
 ALLOWED: Final[dict[Phase, set[Phase]]] = {
@@ -109,9 +111,21 @@ def reported(**fields: object) -> Report:
     known = Report(
         lag=Lag(events=0, seconds=0.0),
         rejects=Rejects(open=0, accepted=0),
+        violated=(),
         reads=ComparedReads(compared=1000),
     )
     return known.model_copy(update=fields)
+
+
+DANGLING = Violated(
+    constraint="orders_client_id_fkey",
+    table="orders",
+    columns=("client_id",),
+    refers_to="clients",
+    rows=2,
+    counted_all=True,
+    keys=("order:1", "order:2"),
+)
 
 
 def met() -> Evidence:
@@ -129,7 +143,7 @@ def met() -> Evidence:
         report=reported(),
         report_age=0.5,
         comparison=Compared(10, 0, 0, 100.0, NOW),
-        routes=[Route("orders.list", Mode.NEW_WITH_FALLBACK, 100.0)],
+        routes=[Route("orders.list", Mode.NEW, 100.0)],
     )
 
 
@@ -173,19 +187,59 @@ def test_a_migration_of_which_all_is_well_may_go_all_the_way(phase: Phase) -> No
         (Phase.NEW_ONLY, changed(comparison=Compared(1000, 0, 1, 100.0, NOW)), {"all_alike"}),
         (Phase.NEW_ONLY, changed(routes=[Route("a", Mode.COMPARE, 100.0)]), {"reads_moved"}),
         (Phase.NEW_ONLY, changed(routes=[Route("a", Mode.NEW_WITH_FALLBACK, 99.0)]), {"reads_moved"}),
-        (Phase.NEW_ONLY, changed(report_age=None), {"rejects_settled", "lag"}),
+        (Phase.NEW_ONLY, changed(report_age=None), {"rejects_settled", "references_hold", "lag"}),
+        (Phase.NEW_ONLY, changed(phase_since=NOW), {"rejects_settled"}),
+        (Phase.NEW_ONLY, changed(report=reported(violated=None)), {"references_hold"}),
+        (Phase.NEW_ONLY, changed(report=reported(violated=(DANGLING,))), {"references_hold"}),
         (
             Phase.NEW_ONLY,
             changed(report=reported(lag=Lag(events=9, seconds=1.5), rejects=Rejects(open=1, accepted=3))),
             {"rejects_settled", "lag"},
         ),
         (Phase.COMPLETED, changed(facts=Facts(indexes=True)), {"constraints"}),
+        (Phase.COMPLETED, changed(routes=[Route("a", Mode.NEW_WITH_FALLBACK, 100.0)]), {"reads_moved"}),
     ],
 )
 def test_what_is_not_met_is_named_with_what_to_do(phase: Phase, evidence: Evidence, named: set[str]) -> None:
     failed = unmet(conditions(phase, evidence))
     assert {condition.name for condition in failed} == named
     assert all(condition.detail and condition.fix for condition in failed)
+
+
+def test_rows_that_refer_to_nothing_are_told_by_constraint_with_where_to_mend_them() -> None:
+    told = "2 rows of orders whose client_id is in no row of clients (orders_client_id_fkey), such as order:1, order:2"
+    before = changed(report=reported(violated=(DANGLING,)))
+    (condition,) = unmet(conditions(Phase.NEW_ONLY, before))
+    assert condition.detail == told
+    assert "in the key-value store" in condition.fix
+    after = replace(before, facts=Facts(indexes=True))
+    (condition,) = unmet(conditions(Phase.COMPLETED, after))
+    assert condition.detail == told
+    assert "in the tables" in condition.fix, "the key-value store takes no writes any more"
+
+
+def constraint_of(keys: tuple[str, ...]) -> Violation:
+    return Violation(Constraint("fkey", "orders", "foreign key", ("client_id",), "", "", (), (), ""), keys)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "rows"),
+    [
+        (None, (), []),
+        (None, ("a",), None),
+        ((), ("a",), []),
+        (("a",), ("b",), []),
+        (("a",), ("a", "b"), [1]),
+        (("a",), ("b",) * 1000, [1000]),
+        (("a",) * 1000, ("b",), [1]),
+    ],
+)
+def test_a_reference_is_missing_only_if_it_still_is_when_looked_for_again(
+    before: tuple[str, ...] | None, now: tuple[str, ...], rows: list[int] | None
+) -> None:
+    known = None if before is None else [constraint_of(before)] if before else []
+    found = violations.lasting(known, [constraint_of(now)] if now else [])
+    assert (None if found is None else [violated.rows for violated in found]) == rows
 
 
 standings = st.sampled_from(list(ALLOWED)).map(

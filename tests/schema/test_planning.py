@@ -16,7 +16,7 @@ from replank.testing import eventually
 from replank.testing.services import appended
 from replank_schema.migration import service, store
 from replank_schema.migration.machine import Command, TransitionRefused
-from replank_schema.migration.model import Draft, Item, Migration, Options, Phase, Settings, Standing, State
+from replank_schema.migration.model import Draft, Item, Migration, Mode, Options, Phase, Settings, Standing, State
 from replank_schema.migration.report import Report
 from replank_schema.migration.service import LeaseLost, Settled
 
@@ -238,6 +238,48 @@ async def test_a_leader_whose_lease_is_another_ones_changes_nothing(database: as
         async with conn.transaction():
             await service.note(conn, migration.id, newer, 1, {"installed": True})
         assert (await store.facts(conn, migration.id)).installed
+
+
+@pytest.mark.parametrize("phase", [Phase.NEW_ONLY, Phase.COMPLETED])
+async def test_reads_go_back_at_once_or_from_completion_when_the_writes_are_back(
+    database: asyncpg.Pool, phase: Phase
+) -> None:
+    migration = await planned(database)
+    flag = "migrate.orders.reads.list"
+
+    async def value() -> str:
+        async with database.acquire() as conn:
+            found = await flags.get_flag(conn, flag)
+        assert found is not None
+        return str(found.value)
+
+    async def roll_back(to: Phase | None) -> None:
+        async with database.acquire() as conn, conn.transaction():
+            held = await service.held(conn, migration.id)
+            await service.command(
+                conn, held, Command.ROLLBACK, by="user:ada", reason="test", databases=frozenset(), to=to
+            )
+
+    async with database.acquire() as conn, conn.transaction():
+        await store.move(conn, migration.id, Standing(phase, run=1), migration.tables)
+        await service.set_reads(conn, migration, Mode.NEW, 100.0, by="user:ada", reason="test")
+    await roll_back(Phase.SHADOW_READS)
+    if phase is Phase.NEW_ONLY:
+        assert await value() == "compare"
+        return
+    assert await value() == "new"
+    await roll_back(None)
+    assert await value() == "new", "asked to go further back, the key-value store is still behind"
+    async with database.acquire() as conn:
+        ((_, token),) = await store.claim(conn, "leader", 60.0)
+        async with conn.transaction():
+            held = await service.held(conn, migration.id)
+            with pytest.raises(TransitionRefused, match="has not heard"):
+                await service.set_endpoint(conn, held, "list", Mode.KV, 100.0, by="user:ada", reason="test")
+            assert await service.reads_follow(conn, migration.id, token)
+        assert await value() == "kv"
+        async with conn.transaction():
+            assert not await service.reads_follow(conn, migration.id, token), "once is enough"
 
 
 async def test_what_is_said_of_an_unknown_migration_changes_nothing(database: asyncpg.Pool) -> None:

@@ -299,11 +299,12 @@ async def may_handle(request: Request, migration_id: UUID, principal: CurrentPri
 
 
 async def view(conn: Connection, migration: Migration, databases: Databases) -> MigrationView:
-    """Everything about a migration that this service's own database knows."""
+    """Everything about a migration that this service's own database knows, and how the tables are that it has kept."""
     plan = await store.plan(conn, migration.id)
     evidence = await service.evidence(conn, migration, databases.names)
     following = machine.following(migration.standing.phase)
     judged = conditions(following, evidence) if following is not None else []
+    judged += await preflight.of_kept_tables(databases, migration, plan)
     work = evidence.report
     compared = evidence.comparison
     return MigrationView(
@@ -496,7 +497,10 @@ def _add_ways_back(routes: APIRouter, resources: _Resources) -> None:
 
     @routes.post("/{migration_id}/rollback", response_model=MigrationView, dependencies=_HANDLERS)
     async def roll_back(request: Request, migration_id: UUID, body: Rollback) -> Response:
-        """Go back: reads at once, writes as soon as nothing would be lost."""
+        """Go back: reads at once, writes as soon as nothing would be lost.
+
+        From ``completed`` reads go with the writes: until then the key-value store is behind.
+        """
         return await _obey(resources, request, migration_id, Command.ROLLBACK, body, to=body.to, tables=body.tables)
 
     @routes.post("/{migration_id}/cancel", response_model=MigrationView, dependencies=_HANDLERS)

@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Literal
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -20,7 +21,7 @@ from replank.migrate.client import WriteRouter
 from replank.migrate.locks import LocksNotGranted
 from replank.testing import eventually
 
-from .sides import PUT, Sides, both_sides
+from .sides import PUT, Sides, both_sides, install, shop
 
 Isolation = Literal["read_committed", "repeatable_read"]
 
@@ -168,6 +169,47 @@ async def test_an_applier_cannot_change_the_side_that_is_open(sides: Sides, sour
     # What is stale changes nothing, and so may come at any time.
     await sides.flip("target")
     await source.execute(restore)
+
+
+@pytest.mark.parametrize("function", ["apply", "fill", "fill_compared"])
+async def test_what_comes_after_an_applier_in_its_transaction_is_refused_as_ever(sides: Sides, function: str) -> None:
+    records = (["order:1"], ['{"total": 1}'], *([[7], [None]] if function == "apply" else []))
+    more = ", $3, $4" if function == "apply" else ""
+    async with sides.target.acquire() as conn, conn.transaction():
+        await conn.execute(f"select {sides.schema}.{function}($1, $2::text[]::jsonb[]{more})", *records)
+        assert await conn.fetchval("select count(*) from orders") == 1
+        with pytest.raises(asyncpg.PostgresError) as refusal:
+            await conn.execute(INSERT_ORDER, "2", 2)
+        assert isinstance(authority.refusal(refusal.value), WritesElsewhere)
+
+
+async def test_whoever_owns_the_databases_need_not_be_a_superuser(postgres_dsn: str) -> None:
+    role = f"replank_test_{uuid4().hex[:12]}"
+    owner = await asyncpg.connect(postgres_dsn)
+    database = await owner.fetchval("select current_database()")
+    await owner.execute(
+        f'create role {role}; grant create on database "{database}" to {role}; grant create on schema public to {role}'
+    )
+    try:
+        await owner.execute(f"set role {role}")
+        await install(owner, owner, shop(), same_transaction=False)
+        await owner.execute(PUT, "order:1", '{"total": 1}')
+        await owner.execute(
+            "select replank_m_shop.apply($1, $2::text[]::jsonb[], $3, $4)", ["order:1"], ['{"total": 1}'], [1], [None]
+        )
+        assert await owner.fetchval("select count(*) from orders") == 1
+        await authority.hold(owner, "shop", "source")
+        await authority.close(owner, "shop", "source")
+        await authority.open(owner, "shop", "target")
+        await owner.execute(
+            "select replank_m_shop.restore($1, $2::text[]::jsonb[], $3, $4)", ["order:2"], ['{"total": 2}'], [2], [None]
+        )
+        assert await owner.fetchval("select count(*) from kv_store") == 2
+        await owner.execute(INSERT_ORDER, "3", 3)
+        assert await refused(PUT, owner, "order:3", "{}") is WritesElsewhere
+    finally:
+        await owner.execute(f"reset role; drop owned by {role}; drop role {role}")
+        await owner.close()
 
 
 # The flip, under load

@@ -153,11 +153,13 @@ FAULTS = [
         "a child row vanishes",
         by_sql("delete from order_items where order_id = 'o1' and position = 2"),
         {"order:o1": Kind.DIFFERENT},
+        ("order_items[2]",),
     ),
     Fault(
         "a child row too many",
         by_sql("insert into order_items (order_id, position, sku, quantity) values ('o1', 3, 'x', 1)"),
         {"order:o1": Kind.DIFFERENT},
+        ("order_items[3]",),
     ),
     Fault(
         "child rows in another order",

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 
+from replank.connection import Connection
 from replank.migrate import ddl
 from replank.migrate.ddl import AnotherAtWork, ConstraintViolated, IndexProgress, Limits, TargetRefused
 from replank.migrate.locks import LocksNotGranted
@@ -143,6 +144,28 @@ async def test_rows_that_violate_a_constraint_are_told_and_it_goes_on_where_it_s
         assert await conn.fetchval("select bool_and(convalidated) from pg_constraint where contype = 'f'")
 
 
+async def test_rows_that_violate_a_constraint_are_found_before_it_is_added_by_the_keys_of_their_records(
+    move: Move,
+) -> None:
+    await ddl.create_tables(move.target, move.compiled)
+
+    async def found(at_most: int = 9) -> dict[str, tuple[str, ...]]:
+        violations = await ddl.violations(conn, move.compiled.constraints, at_most=at_most)
+        return {violation.constraint.name: tuple(sorted(violation.keys)) for violation in violations}
+
+    async with connected(move.target) as conn:
+        await conn.execute("insert into clients (id) values ('c')")
+        await conn.execute("insert into orders (id, client_id) values ('1', 'c'), ('2', 'gone'), ('3', 'gone')")
+        await conn.execute("insert into orders (id) values ('4')")
+        await conn.execute("insert into order_items (order_id, position) values ('1', 0), ('5', 0), ('5', 1)")
+        assert await found() == {
+            "orders_client_id_not_null": ("order:4",),
+            "orders_client_id_fkey": ("order:2", "order:3"),
+            "order_items_order_id_fkey": ("order:5", "order:5"),
+        }
+        assert {len(keys) for keys in (await found(1)).values()} == {1}, "no more is counted than was asked"
+
+
 async def test_a_lock_that_is_not_to_be_had_is_given_up(move: Move) -> None:
     await ddl.create_tables(move.target, move.compiled)
     async with connected(move.target) as conn, conn.transaction():
@@ -167,3 +190,29 @@ async def test_everything_is_dropped_with_or_without_the_tables(move: Move) -> N
     await ddl.drop(move.target, move.compiled, tables=True)
     await ddl.drop(move.target, move.compiled, tables=True)
     assert await catalog(move) == set()
+
+
+async def test_nothing_can_be_written_between_the_making_of_tables_and_what_guards_them(move: Move) -> None:
+    seen = []
+
+    async def look(conn: Connection) -> None:
+        async with connected(move.target) as outside:
+            names = [table.sql for table in move.compiled.tables]
+            seen.append(
+                await outside.fetchval("select count(to_regclass(name)) from unnest($1::text[]) as name", names)
+            )
+        assert await conn.fetchval("select to_regclass($1) is not null", move.compiled.tables[0].sql)
+
+    await ddl.create_tables(move.target, move.compiled, also=look)
+    assert seen == [0]
+
+
+async def test_a_new_run_begins_with_nothing_of_the_one_before(move: Move) -> None:
+    await ddl.create_tables(move.target, move.compiled)
+    applied = f"{move.compiled.mapping.schema_name}.applied"
+    async with connected(move.target) as conn:
+        await conn.execute(f"insert into {applied} (key, version, deleted) values ('order:1', 1, false)")
+        await ddl.create_tables(move.target, move.compiled)
+        assert await conn.fetchval(f"select count(*) from {applied}") == 1
+        await ddl.create_tables(move.target, move.compiled, anew=True)
+        assert await conn.fetchval(f"select count(*) from {applied}") == 0

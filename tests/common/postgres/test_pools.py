@@ -178,6 +178,21 @@ async def test_a_connection_that_breaks_inside_the_block_is_unavailable_and_the_
         assert pool.status().in_use == 0
 
 
+async def test_a_connection_that_breaks_when_the_work_is_done_takes_nothing_of_it_back(
+    postgres_dsn: str, fault_proxy: FaultProxies, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = await fault_proxy(server_of(postgres_dsn))
+    async with Pools(proxy.in_front_of(postgres_dsn), service="shop") as pools:
+        pool = pools.general_primary
+        async with pool.acquire() as conn:
+            await conn.execute("create table done (id integer)")
+            proxy.cut()
+        assert "could not be reset" in caplog.text
+        async with pool.acquire() as conn:
+            assert await conn.fetchval("select count(*) from done") == 0
+        assert pool.status().in_use == 0
+
+
 async def test_an_error_of_the_work_itself_passes_unchanged(pools: Pools) -> None:
     with pytest.raises(asyncpg.UndefinedTableError):
         async with pools.general_primary.acquire() as conn:

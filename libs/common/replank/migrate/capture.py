@@ -174,8 +174,13 @@ async def leave(conn: Connection, name: str, side: Side) -> None:
     schema = schema_of(name)
     tables: list[str] = await conn.fetchval(_LEAVE.format(schema=schema), side) or []
     for table in tables:
-        for row in await conn.fetch(_TRIGGERS, schema, table):
-            await conn.execute(f"drop trigger if exists {identifier(row['tgname'])} on {table}")
+        await take_triggers_off(conn, name, table)
+
+
+async def take_triggers_off(conn: Connection, name: str, table: str) -> None:
+    """Take the migration's triggers off one table (as SQL reads it), in the transaction that is open on ``conn``."""
+    for row in await conn.fetch(_TRIGGERS, schema_of(name), table):
+        await conn.execute(f"drop trigger if exists {identifier(row['tgname'])} on {table}")
 
 
 async def verify_triggers(conn: Connection, name: str, table: str) -> list[Finding]:

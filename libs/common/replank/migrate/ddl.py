@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -77,6 +77,14 @@ class ConstraintViolated(ReplankError):
     """Rows of the target do not satisfy a constraint or a unique index of the mapping."""
 
 
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A constraint that rows do not satisfy. ``keys``: of their records, one for each row, at most as many as asked."""
+
+    constraint: Constraint
+    keys: tuple[str, ...]
+
+
 class AnotherAtWork(ReplankError):
     """Another process changes the schema of this migration's target."""
 
@@ -110,11 +118,12 @@ class IndexProgress:
 _DEFAULT_LIMITS: Final = Limits()
 
 
-async def check(conn: Connection, compiled: Compiled) -> None:
+async def check(conn: Connection, compiled: Compiled, *, anew: bool = False) -> None:
     """See that the tables of the mapping can be made, or taken. Reads only.
 
     Raises `TargetRefused` with everything in the way: a table that holds rows, one that is not as the mapping has it,
-    a schema that is not there, a privilege that is missing. What the migration itself has made before is no obstacle.
+    a schema that is not there, a privilege that is missing. What the migration itself has made before is no obstacle,
+    but with ``anew``, for a run that begins with nothing.
     """
     installed = await conn.fetchval(_INSTALLED, compiled.schema)
     faults: list[str] = []
@@ -123,7 +132,7 @@ async def check(conn: Connection, compiled: Compiled) -> None:
             faults += await _cannot_create(conn, table)
             continue
         faults += await _differences(conn, table)
-        if not installed and await conn.fetchval(_HAS_ROWS.format(table=table.sql)):
+        if (anew or not installed) and await conn.fetchval(_HAS_ROWS.format(table=table.sql)):
             faults.append(f"the table {table.name} holds rows already")
     if not installed and not await conn.fetchval(_MAY_CREATE_SCHEMA):
         faults.append("this role may not create a schema in the database")
@@ -134,19 +143,34 @@ async def check(conn: Connection, compiled: Compiled) -> None:
         )
 
 
-async def create_tables(dsn: str, compiled: Compiled, *, limits: Limits = _DEFAULT_LIMITS) -> None:
+async def create_tables(
+    dsn: str,
+    compiled: Compiled,
+    *,
+    anew: bool = False,
+    also: Callable[[Connection], Awaitable[None]] | None = None,
+    limits: Limits = _DEFAULT_LIMITS,
+) -> None:
     """Make the tables that are missing, and the migration's own schema with its functions, all at once or not at all.
+
+    ``anew`` drops what an earlier run has left in that schema, progress and versions. ``also`` is done on the same
+    connection in the same transaction, perhaps several times: what must be so from the tables' first moment on, such
+    as that nobody may write to them (`replank.migrate.reverse.install`).
 
     Raises as `check` does, with nothing touched, and `AnotherAtWork`.
     """
     async with _alone(dsn, compiled, limits) as conn:
 
         async def work() -> None:
-            await check(conn, compiled)
+            await check(conn, compiled, anew=anew)
             for table in compiled.tables:
                 if not await conn.fetchval(_EXISTS, table.sql):
                     await conn.execute(table.create)
+            if anew:
+                await conn.execute(compiled.drop)
             await conn.execute(compiled.functions)
+            if also is not None:
+                await also(conn)
 
         await with_locks(conn, work, patience=limits.lock_timeout, within=limits.within)
 
@@ -158,7 +182,7 @@ async def build_indexes(
     limits: Limits = _DEFAULT_LIMITS,
     on_progress: Callable[[IndexProgress], None] | None = None,
 ) -> None:
-    """Build the indexes that are missing, one after the other, while the tables are written to.
+    """Build the indexes that are missing, one after the other, while the tables are written to; and analyze the tables.
 
     What a build that failed or was killed left behind, an index that is not valid, is dropped and built again. Raises
     `ConstraintViolated` for a unique index that cannot be, `AnotherAtWork`, and what Postgres says in the end.
@@ -166,6 +190,9 @@ async def build_indexes(
     async with _alone(dsn, compiled, limits) as conn:
         for index in compiled.indexes:
             await _build(dsn, conn, index, limits, on_progress)
+        # The first reads come soon after, sooner than autovacuum looks at tables that were filled just now.
+        for table in compiled.tables:
+            await conn.execute(f"analyze {table.sql}")
 
 
 async def add_constraints(dsn: str, compiled: Compiled, *, limits: Limits = _DEFAULT_LIMITS) -> None:
@@ -177,6 +204,20 @@ async def add_constraints(dsn: str, compiled: Compiled, *, limits: Limits = _DEF
     async with _alone(dsn, compiled, limits) as conn:
         for constraint in compiled.constraints:
             await _constrain(conn, constraint, limits)
+
+
+async def violations(conn: Connection, constraints: Iterable[Constraint], *, at_most: int) -> list[Violation]:
+    """The constraints that rows of the target do not satisfy, whether they were added or not. Reads only.
+
+    Each table is read as a whole, until ``at_most`` rows are found. A row is counted also where the one that it refers
+    to is on its way: while appliers are at work, ask again before you believe it.
+    """
+    found = []
+    for constraint in constraints:
+        rows = await conn.fetch(f"{constraint.violated} limit $1", at_most)
+        if rows:
+            found.append(Violation(constraint, tuple(row[0] for row in rows)))
+    return found
 
 
 async def drop_constraints(dsn: str, compiled: Compiled, *, limits: Limits = _DEFAULT_LIMITS) -> None:
@@ -302,7 +343,7 @@ async def _validate(conn: Connection, constraint: Constraint, limits: Limits) ->
             if is_of_the_data(error):
                 raise ConstraintViolated(
                     f"rows of {constraint.table} violate {constraint.name} ({', '.join(constraint.columns)})",
-                    fix="mend the records (they are still in the key-value store), or take it out of the mapping",
+                    fix="mend or delete these rows, then add the constraints again",
                 ) from error
             if attempt == limits.attempts or not is_transient(error):
                 raise

@@ -107,3 +107,18 @@ def elements_of(child: ChildPart, json: str) -> str:
     """The elements of a child's array; none when there is no array."""
     value = conversion.field_of(json, child.child.path)
     return f"jsonb_array_elements(case when jsonb_typeof({value}) = 'array' then {value} end) with ordinality"
+
+
+def record_key(entity: Entity, columns: Sequence[str]) -> str:
+    """The key of a record as SQL over the row ``r``, from the columns that hold its primary key, in its order."""
+    captures = {}
+    for place, name in enumerate(entity.primary_key):
+        column = entity.columns[name]
+        if column.key is not None:
+            captures[column.key] = _text(column, f"r.{identifier(columns[place])}")
+    return entity.pattern.build_sql(captures)
+
+
+def _text(column: Column, expression: str) -> str:
+    # A date as text depends on the session's settings, unless it is told how.
+    return f"to_char({expression}, 'YYYY-MM-DD')" if column.column_type.base == "date" else f"{expression}::text"

@@ -9,7 +9,8 @@ committed. In a database that is both sides (``same_transaction``) the record is
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 from typing import Final, NamedTuple
 
 from replank.connection import Connection
@@ -20,10 +21,12 @@ from replank.migrate.capture import (
     enter,
     install_authority,
     leave,
+    take_triggers_off,
     verify_triggers,
 )
 from replank.migrate.locks import with_locks
-from replank.migrate.mapping import Column, Entity, Mapping
+from replank.migrate.mapping import Mapping
+from replank.migrate.parts import record_key
 from replank.migrate.preconditions import error
 from replank.migrate.script import script
 from replank.migrate.sql import identifier, relation, schema_of
@@ -42,7 +45,7 @@ _REMOVE: Final = """
     drop function if exists {schema}.carry_back, {schema}.lock_records, {schema}.count_reads;
     drop table if exists {schema}.compared_read
 """
-_SIDE: Final = "select writes, tables from {schema}.authority where side = 'target'"
+_SIDE: Final = "select tables from {schema}.authority where side = 'target'"
 _DROP_FUNCTION: Final = "drop function if exists {schema}.{function}"
 
 
@@ -58,40 +61,35 @@ class _Rows(NamedTuple):
 async def install(conn: Connection, mapping: Mapping, *, same_transaction: bool = False) -> None:
     """Install the target's side, closed to writes, on tables that are there; or bring it up to date. Safe to repeat.
 
-    From its commit on, only appliers write to the tables, until `replank.migrate.authority.open`. Each table is locked
-    against writers for a moment. ``same_transaction`` as in `replank.migrate.capture.install`, which comes first then.
-    Raises `CaptureRefused`, with nothing touched, and `replank.migrate.locks.LocksNotGranted`.
+    When it returns, only appliers write to the tables, until `replank.migrate.authority.open`. Each table is locked
+    against writers for a moment, one after the other. ``same_transaction`` as in `replank.migrate.capture.install`,
+    which comes first then. Raises `CaptureRefused`, with nothing touched, and `replank.migrate.locks.LocksNotGranted`.
     """
     if findings := await check(conn, mapping, same_transaction=same_transaction):
         raise CaptureRefused(mapping.name, findings)
     variables = {**common_variables(mapping), "topic": mapping.reverse_topic}
+
+    tables = {}
+    for rows in _rows(mapping):
+        found = await preconditions.table_facts(conn, relation(rows.table))
+        if found is None:
+            raise CaptureRefused(mapping.name, [_no_table(rows.table)])
+        tables[rows] = (found["nspname"], found["relname"])
 
     async def put_in() -> None:
         await install_authority(conn, mapping)
         await conn.execute(script("target.sql", variables))
         carry = "target_same_transaction.sql" if same_transaction else "target_outbox.sql"
         await conn.execute(script(carry, variables))
-        tables = []
-        for rows in _rows(mapping):
-            found = await preconditions.table_facts(conn, relation(rows.table))
-            if found is None:
-                raise CaptureRefused(mapping.name, [_no_table(rows.table)])
-            await conn.execute(
-                script(
-                    "target_table.sql",
-                    {
-                        **variables,
-                        "table_schema": found["nspname"],
-                        "table": found["relname"],
-                        "function": rows.function,
-                    },
-                    {"record_key": rows.key},
-                )
-            )
-            tables.append(f"{identifier(found['nspname'])}.{identifier(found['relname'])}")
-        await enter(conn, mapping, "target", "closed", tables)
+        names = [f"{identifier(schema)}.{identifier(table)}" for schema, table in tables.values()]
+        await enter(conn, mapping, "target", "closed", names)
 
     await with_locks(conn, put_in)
+    # One table at a time: whoever holds one and waits for another meets transactions that came the other way round.
+    for rows, (schema, table) in tables.items():
+        named = {**variables, "table_schema": schema, "table": table, "function": rows.function}
+        guard = script("target_table.sql", named, {"record_key": rows.key})
+        await with_locks(conn, partial(conn.execute, guard))
     _log.info("the target's side is installed", extra={"migration": mapping.name, "same_transaction": same_transaction})
 
 
@@ -124,13 +122,9 @@ async def silence(conn: Connection, mapping: Mapping) -> None:
     `replank.migrate.locks.LocksNotGranted`.
     """
 
-    async def take_off() -> None:
-        known = await conn.fetchrow(_SIDE.format(schema=schema_of(mapping.name)))
-        if known is not None:
-            await leave(conn, mapping.name, "target")
-            await enter(conn, mapping, "target", known["writes"], known["tables"])
-
-    await with_locks(conn, take_off)
+    known = await conn.fetchrow(_SIDE.format(schema=schema_of(mapping.name)))
+    for table in known["tables"] if known is not None else ():
+        await with_locks(conn, partial(take_triggers_off, conn, mapping.name, table))
     _log.info("the target's side is silent", extra={"migration": mapping.name})
 
 
@@ -173,21 +167,6 @@ def _rows(mapping: Mapping) -> Iterator[_Rows]:
         yield _Rows(entity.table, f"on_{name}", record_key(entity, entity.primary_key))
         for child_name, child in entity.children.items():
             yield _Rows(child.table, f"on_{name}_{child_name}", record_key(entity, child.parent))
-
-
-def record_key(entity: Entity, columns: Sequence[str]) -> str:
-    """The key of a record as SQL over the row ``r``, from the columns that hold its primary key, in its order."""
-    captures = {}
-    for place, name in enumerate(entity.primary_key):
-        column = entity.columns[name]
-        if column.key is not None:
-            captures[column.key] = _text(column, f"r.{identifier(columns[place])}")
-    return entity.pattern.build_sql(captures)
-
-
-def _text(column: Column, expression: str) -> str:
-    # A date as text depends on the session's settings, unless it is told how.
-    return f"to_char({expression}, 'YYYY-MM-DD')" if column.column_type.base == "date" else f"{expression}::text"
 
 
 def _no_table(table: str) -> Finding:

@@ -1,5 +1,7 @@
 """The tables of the target, their constraints and their indexes, each statement by itself."""
 
+# ruff: noqa: S608 - this module writes SQL: names and texts go through replank.migrate.sql
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -7,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from replank.migrate import conversion
-from replank.migrate.mapping import Index, Mapping
-from replank.migrate.parts import ChildPart, Part, listed
+from replank.migrate.mapping import Entity, Index, Mapping
+from replank.migrate.parts import ChildPart, Part, listed, record_key
 from replank.migrate.sql import identifier, relation
 
 
@@ -51,6 +53,10 @@ class Constraint:
     """What makes of a validated check a NOT NULL column, in order; empty for a foreign key."""
     drop: tuple[str, ...]
     """What takes it away again, whichever steps were done; each may find nothing."""
+    violated: str
+    """A select of the keys of the records whose rows do not satisfy it, one for each row."""
+    refers_to: str | None = None
+    """The table that a foreign key refers to, as the mapping has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,34 +118,44 @@ def not_null(part: Part) -> Iterator[Constraint]:
                 f"alter table {table} drop constraint if exists {check}",
                 f"alter table {table} alter column {quoted} drop not null",
             ),
+            violated=f"select {_key_of(part)} from {table} r where r.{quoted} is null",
         )
 
 
 def foreign_keys(part: Part, mapping: Mapping) -> Iterator[Constraint]:
     if isinstance(part, ChildPart):
-        parent = relation(part.entity.table)
         # Rows that were an array inside of a record go when the record goes.
-        yield _foreign_key(part, part.child.parent, parent, part.entity.primary_key, " on delete cascade")
+        yield _foreign_key(part, part.child.parent, part.entity, " on delete cascade")
     for name, column in part.mapped.items():
         if column.references is not None:
-            other = mapping.entities[column.references]
-            yield _foreign_key(part, (name,), relation(other.table), other.primary_key, "")
+            yield _foreign_key(part, (name,), mapping.entities[column.references], "")
 
 
-def _foreign_key(part: Part, columns: Sequence[str], table: str, primary_key: Sequence[str], action: str) -> Constraint:
+def _foreign_key(part: Part, columns: Sequence[str], other: Entity, action: str) -> Constraint:
     name = _name(part, "_".join(columns), "fkey")
-    quoted = identifier(name)
+    quoted, table = identifier(name), relation(other.table)
+    pairs = [(identifier(here), identifier(there)) for here, there in zip(columns, other.primary_key, strict=True)]
+    refers = " and ".join(f"r.{here} is not null" for here, _ in pairs)
+    joined = " and ".join(f"o.{there} = r.{here}" for here, there in pairs)
     return Constraint(
         name=name,
         table=part.table_name,
         kind="foreign key",
         columns=tuple(columns),
         add=f"alter table {part.table} add constraint {quoted} foreign key ({listed(columns)})"
-        f" references {table} ({listed(primary_key)}){action} not valid",
+        f" references {table} ({listed(other.primary_key)}){action} not valid",
         validate=f"alter table {part.table} validate constraint {quoted}",
         finish=(),
         drop=(f"alter table {part.table} drop constraint if exists {quoted}",),
+        violated=f"select {_key_of(part)} from {part.table} r"
+        f" where {refers} and not exists (select from {table} o where {joined})",
+        refers_to=other.table,
     )
+
+
+def _key_of(part: Part) -> str:
+    """The key of the record that a row ``r`` of the part's table belongs to."""
+    return record_key(part.entity, part.child.parent if isinstance(part, ChildPart) else part.entity.primary_key)
 
 
 def _name(part: Part, columns: str, suffix: str) -> str:

@@ -198,7 +198,7 @@ class Pool:
                 raise self._unavailable(error) from error
             raise
         finally:
-            await pool.release(conn)
+            await self._give_back(pool, conn)
 
     async def check(self) -> None:
         """Ask the server for an answer. Raises `DependencyUnavailable` when there is none in time."""
@@ -268,6 +268,13 @@ class Pool:
             self._waiting -= 1
         self._metric_acquire.observe(time.perf_counter() - started)
         return conn
+
+    async def _give_back(self, pool: asyncpg.Pool[asyncpg.Record], conn: PoolConnectionProxy[asyncpg.Record]) -> None:
+        """Return a connection. One that breaks only now ends, and changes nothing about what was done on it before."""
+        try:
+            await pool.release(conn)
+        except (*GONE, asyncpg.InterfaceError, OSError) as error:
+            _log.warning("a connection could not be reset, and is closed: %s", error, extra={"pool": self.name})
 
     def _in_use(self) -> int:
         return self._pool.get_size() - self._pool.get_idle_size() if self._pool is not None else 0

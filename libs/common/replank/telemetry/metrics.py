@@ -349,7 +349,7 @@ class MigrationName(NamedTuple):
 
 
 class ConsistencyOver(NamedTuple):
-    """A migration, and what was compared: `comparison` (everything, the last time) or `samples` (of the last minutes)."""
+    """A migration, and what was compared: `comparison` (everything, the last time) or `samples` (the last minutes)."""
 
     migration: str
     over: str

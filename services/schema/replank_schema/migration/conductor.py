@@ -163,6 +163,8 @@ class Conductor:
                 attempt = 1 if time.monotonic() - started > _LONGEST_PAUSE else attempt + 1
                 self._tell(part, "failed", detail)
                 await asyncio.sleep(backoff(attempt, _LONGEST_PAUSE))
+                # A part that lasts says no more of itself: it has failed until it is tried again, not for ever.
+                self._tell(part, "running", "")
             else:
                 self._tell(part, "done", "")
                 self._changed.set()

@@ -18,6 +18,7 @@ class Part(StrEnum):
     REVERSE_APPLIER = "reverse_applier"
     BACKFILL = "backfill"
     INDEXES = "indexes"
+    REFERENCES = "references"
     COMPARISON = "comparison"
     REVERSE_COMPARISON = "reverse_comparison"
     FLIP = "flip"
@@ -33,7 +34,9 @@ CARRIERS = FORWARD_CARRIERS | {Part.REVERSE_RELAY, Part.REVERSE_APPLIER}
 #: In these both stores are written, and comparisons run.
 COMPARABLE = frozenset({Phase.VERIFYING, Phase.SHADOW_READS, Phase.NEW_WITH_FALLBACK, Phase.NEW_ONLY})
 #: They cost, and can wait: a pause stops them.
-PAUSABLE = frozenset({Part.BACKFILL, Part.INDEXES, Part.COMPARISON, Part.REVERSE_COMPARISON, Part.CONSTRAINTS})
+PAUSABLE = frozenset(
+    {Part.BACKFILL, Part.INDEXES, Part.REFERENCES, Part.COMPARISON, Part.REVERSE_COMPARISON, Part.CONSTRAINTS}
+)
 
 
 def needed(standing: Standing, facts: Facts, *, same_transaction: bool) -> frozenset[Part]:
@@ -59,7 +62,7 @@ def _of_phase(standing: Standing, facts: Facts) -> frozenset[Part]:
         parts |= CARRIERS | {Part.REVERSE_COMPARISON, Part.CONSTRAINTS}
     elif phase in COMPARABLE:
         # What was carried across is compared for as long as it is written twice.
-        parts |= FORWARD_CARRIERS | {Part.INDEXES, Part.COMPARISON}
+        parts |= FORWARD_CARRIERS | {Part.INDEXES, Part.REFERENCES, Part.COMPARISON}
     elif phase is Phase.BACKFILLING:
         parts |= FORWARD_CARRIERS | {Part.BACKFILL}
     elif phase is Phase.CAPTURING:

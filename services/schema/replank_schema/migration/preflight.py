@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from replank.connection import Connection
+from replank.errors import DependencyUnavailable
 from replank.migrate import compile as compiler
 from replank.migrate import ddl, preconditions
 from replank.migrate.dryrun import DryRun, dry_run
@@ -14,7 +15,7 @@ from replank.migrate.sql import identifier, relation
 from replank.outbox import Finding
 from replank_schema.migration import plans
 from replank_schema.migration.databases import Databases
-from replank_schema.migration.model import Condition, Migration, Plan, unmet
+from replank_schema.migration.model import Condition, Migration, Phase, Plan, Tables, unmet
 
 # What the start itself mends, in a database where it may.
 _MADE_BY_THE_START: Final = frozenset({"no_outbox", "no_target"})
@@ -25,6 +26,7 @@ _SAMPLE: Final = "select {key}, {value}::text from {table} tablesample system ($
 # More than is wanted, since pages differ in how much is on them.
 _MORE: Final = 2.0
 _REASONS_SHOWN: Final = 5
+_KEPT_FIX: Final = "drop the tables that the rollback has kept, and grant what is missing"
 
 
 async def check(databases: Databases, migration: Migration, plan: Plan) -> list[Condition]:
@@ -47,15 +49,34 @@ async def check(databases: Databases, migration: Migration, plan: Plan) -> list[
         wanted = plan.options.dry_run_sample if not unmet(found) else 0
         sample = await _sample(source, mapping, wanted) if wanted else []
     async with databases.connect(migration.target) as target:
-        try:
-            await ddl.check(target, compiler.compile(mapping))
-        except ddl.TargetRefused as refused:
-            found.append(Condition("target", False, refused.message, refused.fix))
-        else:
-            found.append(Condition("target", True, "the tables are absent or empty, and may be made"))
-            if wanted:
-                found.append(_judged(await dry_run(target, mapping, sample), plan.options.dry_run_rejects))
+        tables = await _of_tables(target, migration, mapping)
+        found.append(tables)
+        if tables.met and wanted:
+            found.append(_judged(await dry_run(target, mapping, sample), plan.options.dry_run_rejects))
     return found
+
+
+async def of_kept_tables(databases: Databases, migration: Migration, plan: Plan) -> list[Condition]:
+    """What a start would say of the tables that a rollback has kept; nothing about any other migration."""
+    if not _keeps_tables(migration) or migration.target not in databases.names:
+        return []
+    try:
+        async with databases.connect(migration.target) as target:
+            return [await _of_tables(target, migration, plans.from_json(plan.mapping))]
+    except DependencyUnavailable as error:
+        return [Condition("target", False, error.message, error.fix)]
+
+
+async def _of_tables(target: Connection, migration: Migration, mapping: Mapping) -> Condition:
+    try:
+        await ddl.check(target, compiler.compile(mapping), anew=True)
+    except ddl.TargetRefused as refused:
+        return Condition("target", False, refused.message, _KEPT_FIX if _keeps_tables(migration) else refused.fix)
+    return Condition("target", True, "the tables are absent or empty, and may be made")
+
+
+def _keeps_tables(migration: Migration) -> bool:
+    return migration.standing.phase is Phase.ROLLED_BACK and migration.tables is Tables.KEEP
 
 
 async def _sample(source: Connection, mapping: Mapping, size: int) -> list[tuple[str, str]]:

@@ -50,6 +50,8 @@ class Facts(_Said):
     """What had been counted when the shadow reads began."""
     reverse_removed: bool = False
     """After completion nothing flows back to the key-value store any more."""
+    reads_wait: bool = False
+    """On the way back from completion reads stay on the tables until the key-value store has the writes again."""
 
 
 class Progress(_Said):
@@ -81,6 +83,28 @@ class Rejects(_Said):
     accepted: int
 
 
+class Violated(_Said):
+    """A constraint that rows of the tables do not satisfy. ``keys`` names a few of their records."""
+
+    constraint: str
+    table: str
+    columns: tuple[str, ...]
+    refers_to: str | None = None
+    """The table that a foreign key refers to."""
+    rows: int
+    counted_all: bool
+    """Whether there are no more of them: counting stops somewhere."""
+    keys: tuple[str, ...]
+
+    @property
+    def told(self) -> str:
+        """In a sentence, without anything that a record holds."""
+        count = f"{self.rows}" if self.counted_all else f"{self.rows} or more"
+        columns, rows = ", ".join(self.columns), "row" if self.rows == 1 else "rows"
+        fault = f"whose {columns} is in no row of {self.refers_to}" if self.refers_to else f"without {columns}"
+        return f"{count} {rows} of {self.table} {fault} ({self.constraint}), such as {', '.join(self.keys)}"
+
+
 class Authority(_Said):
     """Which store takes writes, as each database itself says."""
 
@@ -105,5 +129,9 @@ class Report(_Said):
     progress: Progress | None = None
     lag: Lag | None = None
     rejects: Rejects | None = None
+    seen_in: AwareDatetime | None = None
+    """When the phase began in which the databases were last asked for the rejects: an older count says nothing."""
+    violated: tuple[Violated, ...] | None = None
+    """Constraints that rows do not satisfy; nothing where nobody has looked yet."""
     authority: Authority | None = None
     reads: ComparedReads = ComparedReads()

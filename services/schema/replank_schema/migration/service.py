@@ -201,6 +201,7 @@ async def evidence(conn: Connection, migration: Migration, databases: frozenset[
         facts=facts,
         report=reported.report,
         report_age=reported.age,
+        phase_since=migration.phase_since,
         routes=await store.routes(conn, migration.id),
         comparison=await _compared(conn, migration.id, facts.compare_since),
         same_transaction=plan.options.same_transaction,
@@ -245,13 +246,35 @@ async def command(
     )
     if taken_back:
         await _forget_comparison(conn, migration.id)
-        # At once, and before anything else: from here on nobody reads what is about to be taken away.
-        await set_reads(conn, moved, furthest(after.moving_to or after.phase), 100.0, by=by, reason=reason)
+        known = await store.facts(conn, migration.id)
+        if migration.standing.phase is Phase.COMPLETED or known.reads_wait:
+            # The key-value store has heard of nothing since: the work moves them with the writes (`reads_follow`).
+            await store.set_facts(conn, migration.id, known.model_copy(update={"reads_wait": True}))
+        else:
+            # At once, and before anything else: from here on nobody reads what is about to be taken away.
+            await set_reads(conn, moved, furthest(after.moving_to or after.phase), 100.0, by=by, reason=reason)
     elif after.phase is not migration.standing.phase:
         await _set_reads_of(conn, moved, rollout, by=by, reason=reason)
         if after.phase is Phase.VERIFYING:
             await _compare_anew(conn, moved)
     return moved
+
+
+async def reads_follow(conn: Connection, migration_id: UUID, token: int) -> bool:
+    """Move the reads that waited for the key-value store (`Facts.reads_wait`), now that it has the writes again.
+
+    Tells whether there was anything to move. Raises `LeaseLost`.
+    """
+    migration = await _led(conn, migration_id, token)
+    known = await store.facts(conn, migration_id)
+    if not known.reads_wait:
+        return False
+    mode = furthest(migration.standing.moving_to or migration.standing.phase)
+    reason = "the key-value store has the writes again"
+    await set_reads(conn, migration, mode, 100.0, by=SERVICE, reason=reason)
+    await store.set_facts(conn, migration_id, known.model_copy(update={"reads_wait": False}))
+    await _audit_in_place(conn, migration, "reads", by=SERVICE, reason=reason, evidence={"mode": mode})
+    return True
 
 
 async def arrived(conn: Connection, migration_id: UUID, token: int, proof: Mapping[str, JsonValue]) -> Migration | None:
@@ -328,13 +351,18 @@ async def set_endpoint(
 ) -> None:
     """Let one endpoint be answered otherwise, for some per cent of the keys.
 
-    Raises `TransitionRefused` for more than the phase allows, `EndpointNotFound`.
+    Raises `TransitionRefused` for more than the phase allows and for a store that is behind, `EndpointNotFound`.
     """
     standing, modes = migration.standing, list(Mode)
     most = furthest(standing.moving_to or standing.phase if standing.phase is Phase.ROLLING_BACK else standing.phase)
     if modes.index(mode) > modes.index(most):
         detail = f"{mode} is more than {most}, which is what {standing.phase} allows"
         fix = "advance the migration first"
+        raise TransitionRefused(standing, f"reads by {mode}", [Condition("mode", False, detail, fix)])
+    behind = standing.phase is Phase.COMPLETED and (mode is not Mode.NEW or rollout < 100)
+    if behind or (await store.facts(conn, migration.id)).reads_wait:
+        detail = "the key-value store has not heard of the tables' writes since the migration was completed"
+        fix = "roll back: reads move with the writes"
         raise TransitionRefused(standing, f"reads by {mode}", [Condition("mode", False, detail, fix)])
     await set_reads(conn, migration, mode, rollout, by=by, reason=reason, endpoint=endpoint)
     evidence: dict[str, JsonValue] = {"endpoint": endpoint, "mode": mode, "rollout": rollout}

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import asyncpg
@@ -30,7 +31,7 @@ from replank.migrate.session import session
 from replank.migrate.sql import schema_of
 from replank.migrate.throttle import Throttle, ThrottleSettings
 from replank.outbox.relay import Relay
-from replank_schema.migration import plans, rejects, service, store
+from replank_schema.migration import plans, rejects, service, store, violations
 from replank_schema.migration.comparison import Subject
 from replank_schema.migration.comparison_work import ComparisonWork, Stores
 from replank_schema.migration.model import Migration, Phase, Plan, Tables
@@ -44,6 +45,7 @@ from replank_schema.migration.report import (
     Progress,
     Rejects,
     Report,
+    Violated,
 )
 
 if TYPE_CHECKING:
@@ -52,8 +54,13 @@ if TYPE_CHECKING:
 _PART: Final = "schema"
 _STATEMENT_TIMEOUT: Final = 60.0
 _LOOK_INTERVAL: Final = 1.0
+_SCAN_TIMEOUT: Final = 3600.0
+_SCAN_INTERVAL: Final = 2.0
+_FLAGS_KNOWN_WITHIN: Final = 1.0
 _END_WITHIN: Final = 3.0
+_DRAIN_INTERVAL: Final = 0.1
 
+_HAS_OUTBOX: Final = "select to_regclass('replank_outbox.shard') is not null"
 _READS: Final = """
     select coalesce(sum(reads) filter (where outcome in ('match', 'mismatch')), 0)::bigint as compared,
            coalesce(sum(reads) filter (where outcome = 'mismatch'), 0)::bigint as mismatched,
@@ -96,6 +103,8 @@ class Work:
         self._progress: Progress | None = None
         self._lag: Lag | None = None
         self._rejects: Rejects | None = None
+        self._seen_in: datetime | None = None
+        self._violated: tuple[Violated, ...] | None = None
         self._authority: Authority | None = None
         self._reads = ComparedReads()
 
@@ -109,6 +118,8 @@ class Work:
             progress=self._progress,
             lag=self._lag,
             rejects=self._rejects,
+            seen_in=self._seen_in,
+            violated=self._violated,
             authority=self._authority,
             reads=self._reads,
         )
@@ -132,6 +143,7 @@ class Work:
             Part.REVERSE_APPLIER: lambda: self._apply(Part.REVERSE_APPLIER, "reverse"),
             Part.BACKFILL: self._backfill,
             Part.INDEXES: self._build_indexes,
+            Part.REFERENCES: self._watch_references,
             Part.COMPARISON: lambda: self._compare(Part.COMPARISON, "forward"),
             Part.REVERSE_COMPARISON: lambda: self._compare(Part.REVERSE_COMPARISON, "reverse"),
             Part.FLIP: self._flip,
@@ -201,7 +213,7 @@ class Work:
                     await asyncio.sleep(_LOOK_INTERVAL)
 
     async def _look(self, source: Connection, target: Connection) -> None:
-        name = self.migration.name
+        name, phase_since = self.migration.name, self.migration.phase_since
         try:
             self._authority = Authority(
                 source=await authority.state(source, name, "source"),
@@ -210,7 +222,7 @@ class Work:
             async with self._around.pools.general_primary.acquire() as conn:
                 accepted = await store.accepted_rejects(conn, self.migration)
             still_open, settled = await rejects.count(target, name, accepted)
-            self._rejects = Rejects(open=still_open, accepted=settled)
+            self._rejects, self._seen_in = Rejects(open=still_open, accepted=settled), phase_since
             row = await target.fetchrow(_READS.format(schema=schema_of(name)))
             self._reads = ComparedReads(**dict(row)) if row else ComparedReads()
         except (authority.NoAuthority, asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
@@ -224,28 +236,45 @@ class Work:
         else:
             self._lag = None
 
+    async def _watch_references(self) -> None:
+        """Look for rows that refer to nothing, again and again, for the report and the conditions."""
+        before, self._violated = None, None
+        self._doing.pop(Part.REFERENCES, None)
+        while True:
+            began = time.monotonic()
+            async with session(self._target, _PART, timeout=_SCAN_TIMEOUT) as target:
+                found = await violations.of_references(target, self._compiled)
+            took = time.monotonic() - began
+            self._violated, before = violations.lasting(before, found), found
+            self._doing[Part.REFERENCES] = "; ".join(violated.told for violated in self._violated or ())
+            # It reads whole tables: a tenth of the time is enough.
+            await asyncio.sleep(max(_SCAN_INTERVAL, 9 * took))
+
     # --- parts that end ---
 
     async def _install(self) -> None:
         """Tables, functions and both sides, closed; capture comes last, since from then on changes are applied."""
-        same_transaction = self._same_transaction
-        if not same_transaction:
+        if self._same_transaction:
+            await ddl.create_tables(self._target, self._compiled, anew=True, also=self._put_in_both_sides)
+        else:
             await topics.ensure_topics(self._around.kafka, self.migration.name, self.plan.options.partitions)
-        await ddl.create_tables(self._target, self._compiled)
-        async with (
-            session(self._source, _PART, timeout=_STATEMENT_TIMEOUT) as source,
-            session(self._target, _PART, timeout=_STATEMENT_TIMEOUT) as target,
-        ):
-            if same_transaction:
-                # The tables' triggers write records back by what capture brings.
-                await capture.install(source, self._mapping, same_transaction=True)
-                await reverse.install(target, self._mapping, same_transaction=True)
-            else:
+            async with (
+                session(self._source, _PART, timeout=_STATEMENT_TIMEOUT) as source,
+                session(self._target, _PART, timeout=_STATEMENT_TIMEOUT) as target,
+            ):
                 await outbox.install(source)
                 await outbox.install(target)
-                await reverse.install(target, self._mapping)
+                # Closed from their first moment on: a process that remembers the tables of an earlier run may write.
+                await ddl.create_tables(
+                    self._target, self._compiled, anew=True, also=lambda conn: reverse.install(conn, self._mapping)
+                )
                 await capture.install(source, self._mapping)
         await self._note(installed=True)
+
+    async def _put_in_both_sides(self, conn: Connection) -> None:
+        # The tables' triggers write records back by what capture brings.
+        await capture.install(conn, self._mapping, same_transaction=True)
+        await reverse.install(conn, self._mapping, same_transaction=True)
 
     async def _backfill(self) -> None:
         began = time.monotonic()
@@ -285,7 +314,13 @@ class Work:
         await self._note(indexes=True)
 
     async def _add_constraints(self) -> None:
-        await ddl.add_constraints(self._target, self._compiled)
+        try:
+            await ddl.add_constraints(self._target, self._compiled)
+        except ddl.ConstraintViolated:
+            # It names one constraint, and no rows.
+            async with session(self._target, _PART, timeout=_SCAN_TIMEOUT) as target:
+                self._violated = await violations.of_all(target, self._compiled)
+            raise
         await self._note(constraints=True)
 
     async def _flip(self) -> None:
@@ -315,7 +350,11 @@ class Work:
             within = self.migration.settings.hold_seconds
             flipped = await flip.to_key_value(self._stores, within=within, on_step=self._see_that_all_was_told)
             proof["held_seconds"] = round(flipped.held, 3)
+        moved = await self._let_reads_follow()
         if self.migration.standing.moving_to in (Phase.ROLLED_BACK, Phase.CANCELLED):
+            if moved:
+                # Until every process knows, some still read what is about to be taken away.
+                await asyncio.sleep(_FLAGS_KNOWN_WITHIN)
             await self._remove()
         await self._arrive(proof)
 
@@ -380,18 +419,35 @@ class Work:
         return last.compared
 
     async def _remove(self) -> None:
-        """Take everything of the migration out of both databases and Kafka, whatever of it is there."""
+        """Take everything of the migration out of both databases and Kafka, whatever of it is there.
+
+        Tables that are kept stay closed, and what closes them stays: nobody would notice what was written to them.
+        """
+        async with session(self._source, _PART, timeout=_STATEMENT_TIMEOUT) as source:
+            await capture.remove(source, self.migration.name)
+            if not self._same_transaction:
+                await self._all_published(source)
         self.excluded |= CARRIERS | {Part.OBSERVER}
         # The conductor ends them with its next look.
         await self._nothing_carried.wait()
-        async with session(self._source, _PART, timeout=_STATEMENT_TIMEOUT) as source:
-            await capture.remove(source, self.migration.name)
-        async with session(self._target, _PART, timeout=_STATEMENT_TIMEOUT) as target:
-            await reverse.remove(target, self._mapping)
-        await ddl.drop(self._source, self._compiled, tables=False)
-        await ddl.drop(self._target, self._compiled, tables=self.migration.tables is Tables.DROP)
+        keeps = self.migration.tables is not Tables.DROP
+        if not keeps:
+            async with session(self._target, _PART, timeout=_STATEMENT_TIMEOUT) as target:
+                await reverse.remove(target, self._mapping)
+            await ddl.drop(self._target, self._compiled, tables=True)
+        if not (keeps and self._source == self._target):
+            await ddl.drop(self._source, self._compiled, tables=False)
         if not self._same_transaction:
             await topics.remove_topics(self._around.kafka, self.migration.name)
+
+    async def _all_published(self, source: Connection) -> None:
+        """Return when no captured change waits any more: it would be told to the next run, which takes it for new."""
+        if not await source.fetchval(_HAS_OUTBOX):
+            return
+        topic = topics.topic(self.migration.name, "forward")
+        while (await outbox.status(source, count_cap=1, topic=topic)).depth:
+            self._doing[Part.WAY_BACK] = "what was captured last is being published"
+            await asyncio.sleep(_DRAIN_INTERVAL)
 
     # --- what they share ---
 
@@ -411,6 +467,10 @@ class Work:
     async def _note(self, **facts: object) -> None:
         async with self._around.pools.general_primary.acquire() as conn, conn.transaction():
             await service.note(conn, self.migration.id, self._token, self.migration.standing.run, facts)
+
+    async def _let_reads_follow(self) -> bool:
+        async with self._around.pools.general_primary.acquire() as conn, conn.transaction():
+            return await service.reads_follow(conn, self.migration.id, self._token)
 
     async def _arrive(self, proof: Mapping[str, JsonValue]) -> None:
         async with self._around.pools.general_primary.acquire() as conn, conn.transaction():

@@ -13,7 +13,7 @@ from typing import Final
 
 from replank.connection import Connection
 from replank.migrate.mapping import Mapping as Map
-from replank.migrate.reverse import record_key
+from replank.migrate.parts import record_key
 from replank.migrate.session import session
 from replank.migrate.sql import identifier, literal, relation, schema_of
 from replank.migrate.topics import Direction, topic
@@ -247,8 +247,9 @@ class Sides:
         """By key, the names of the fields that differ."""
         found: dict[str, list[str]] = {}
         for key, table, position, column in await self.target.fetch(self._sql(_FIELDS), keys, values):
-            place = f"{table}.{column}" if position is None else f"{table}[{position}].{column}"
-            found.setdefault(key, []).append(place)
+            row = table if position is None else f"{table}[{position}]"
+            # Without a column it is the row as a whole that one side does not have.
+            found.setdefault(key, []).append(row if column is None else f"{row}.{column}")
         return {key: tuple(places) for key, places in found.items()}
 
     async def earlier(self, keys: Sequence[str], *, each: int) -> dict[str, list[str]]:

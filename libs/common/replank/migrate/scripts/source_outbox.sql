@@ -18,14 +18,16 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off  -- a plan that is kept was perhaps made when the table was small
 set jit = off
-set replank_outbox.ordered_by_caller = 'on'
 as $$
 declare
     version     constant bigint := nextval(:'version_sequence'::regclass);
     traceparent constant text := nullif(current_setting('replank.traceparent', true), '');
     body        text;
     changes     bytea[];
+    -- Not by a clause of the function: for a setting that is nobody's, those are for superusers.
+    ordered     constant text := coalesce(current_setting('replank_outbox.ordered_by_caller', true), '');
 begin
+    perform set_config('replank_outbox.ordered_by_caller', 'on', true);
     if cardinality(keys) = 1 then
         select s.:"value"::text into body from :"table_schema".:"table" s where s.:"key" = keys[1];
         perform replank_outbox.append(:'topic', keys[1], :'type', :"schema".change(keys[1], version, body),
@@ -41,6 +43,7 @@ begin
             array_fill(:'topic'::text, array[cardinality(keys)]), keys,
             array_fill(:'type'::text, array[cardinality(keys)]), changes, traceparent => traceparent);
     end if;
+    perform set_config('replank_outbox.ordered_by_caller', ordered, true);
     perform :"schema".remember('replank_migrate.source_versions', keys, version);
 end
 $$;
