@@ -127,8 +127,8 @@ async def test_a_backfill_beside_writers_leaves_what_they_wrote(move: Move) -> N
         async def same() -> bool:
             return not await differences(move)
 
-        stop.clear()
         await applying
+        stop.clear()
         applying = asyncio.create_task(applier.run(stop))
         await eventually(same, "both stores agree", within=30)
         stop.set()
