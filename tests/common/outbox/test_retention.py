@@ -214,4 +214,5 @@ async def test_appending_goes_on_while_partitions_come_and_go(db: asyncpg.Pool, 
             await db.execute("update replank_outbox.config set partitions_ahead = $1", ahead)
             await retention.maintain(maintenance, 3 * DAY)
     done.set()
-    assert await db.fetchval("select count(*) from replank_outbox.event") == sum(await asyncio.gather(*writers))
+    written = sum(await asyncio.gather(*writers))
+    assert await db.fetchval("select count(*) from replank_outbox.event") == written
