@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+import pytest_asyncio
+
+from replank.testing import servers
+from replank_local import Stack
+from tests.e2e.system import stack_folder
 
 pytest_plugins = ["pytester"]
 
 _TESTS: Final = Path(__file__).parent
-# They run whole services, whose topics and consumer groups have fixed names, on one Kafka.
-_ONE_AT_A_TIME: Final = frozenset(
-    {"archiver", "auth_cache", "benchmark", "cli", "common/flags", "schema", "storefront"}
-)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when several processes share the work: those of a file, and those that would meet."""
+    """Which tests stay together when several processes share the work: those of a file, and of the running system.
+
+    Those that take longest begin first.
+    """
     for item in items:
         folder = item.path.parent.relative_to(_TESTS).as_posix()
-        group = "services" if folder in _ONE_AT_A_TIME else "e2e" if folder == "e2e" else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group("e2e" if folder == "e2e" else item.path.as_posix()))
+    items.sort(key=lambda item: _TESTS / "chaos" not in item.path.parents)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def kafka(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> AsyncIterator[str]:
+    """The bootstrap servers of this process's Kafka: services have topics and consumer groups of fixed names."""
+    if worker_id in {"master", "gw0"}:
+        yield servers.setting("REPLANK_TEST_KAFKA")
+        return
+    with stack_folder(tmp_path_factory.mktemp("kafka")) as root:
+        async with Stack(root, servers=["kafka"]) as stack:
+            yield stack.endpoints.kafka

@@ -20,6 +20,7 @@ from replank.migrate.authority import NoAuthority, WritesElsewhere, WritesHeld, 
 from replank.migrate.client import WriteRouter
 from replank.migrate.locks import LocksNotGranted
 from replank.testing import eventually
+from replank.testing.servers import waiting_for_locks
 
 from .sides import PUT, Sides, both_sides, install, shop
 
@@ -96,8 +97,7 @@ async def test_holding_waits_for_whoever_has_written(sides: Sides, source: Conne
         await transaction.start()
         await writer.execute(PUT, "order:1", "{}")
         holding = asyncio.create_task(authority.hold(source, "shop", "source"))
-        waiting = "select count(*) from pg_locks where not granted"
-        await eventually(lambda: sides.source.fetchval(waiting), "holding waits for the writer")
+        await eventually(lambda: waiting_for_locks(sides.source), "holding waits for the writer")
         await writer.execute(PUT, "order:2", "{}")
         await transaction.commit()
     await holding

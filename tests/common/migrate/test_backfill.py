@@ -21,6 +21,7 @@ from replank.migrate.compile import compile as compiled
 from replank.migrate.throttle import ThrottleSettings
 from replank.outbox.relay import Relay
 from replank.testing.processes import Process
+from replank.testing.servers import waiting_for_locks
 from replank.testing.wait import eventually
 from tests.common.migrate.moving import (
     MAPPING,
@@ -144,16 +145,7 @@ async def test_a_change_that_overtakes_a_chunk_on_its_way_is_kept(move: Move, ch
         # What the applier does while a batch is applied: the chunk has been read, and cannot be filled yet.
         await holder.execute(f"select pg_advisory_lock_shared(hashtextextended('{move.schema}.fill.0', 0))")
         running = asyncio.create_task(backfill_of(move, compare=False).run())
-
-        async def waits() -> bool:
-            return bool(
-                await conn.fetchval(
-                    "select count(*) from pg_locks where not granted and locktype = 'advisory' "
-                    "and database = (select oid from pg_database where datname = current_database())"
-                )
-            )
-
-        await eventually(waits, "the fill waits for the applier")
+        await eventually(lambda: waiting_for_locks(conn), "the fill waits for the applier")
         value = None if change == "delete" else '{"clientId": "c", "note": "new"}'
         await holder.execute(f"set replank_migrate.applier = '{move.name}'")
         await holder.execute(

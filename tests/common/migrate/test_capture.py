@@ -18,6 +18,7 @@ from replank.migrate import capture, preconditions
 from replank.migrate.capture import CaptureRefused
 from replank.migrate.locks import LocksNotGranted, with_locks
 from replank.testing import eventually
+from replank.testing.servers import waiting_for_locks
 
 from .sides import PUT, Change, Sides, both_sides, shop
 
@@ -300,8 +301,7 @@ async def test_from_the_install_on_nothing_is_missed(postgres_dsn: str) -> None:
             await transaction.start()
             await early.execute(PUT, "order:before", "{}")
             installing = asyncio.create_task(capture.install(installer, shop()))
-            waiting = "select count(*) from pg_locks where not granted"
-            await eventually(lambda: pool.fetchval(waiting), "the install waits for the open transaction")
+            await eventually(lambda: waiting_for_locks(pool), "the install waits for the open transaction")
             await transaction.commit()
             await installing
             # A transaction with a snapshot from before sees the triggers all the same.

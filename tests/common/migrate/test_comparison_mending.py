@@ -24,6 +24,7 @@ from replank.migrate.comparison import (
 from replank.migrate.locks import LocksNotGranted
 from replank.migrate.session import session
 from replank.testing import eventually
+from replank.testing.servers import waiting_for_locks
 from tests.common.migrate.compared import AT_ONCE, ORDERS, PUT, Stores, order, shop
 
 
@@ -112,7 +113,8 @@ async def test_sampling_goes_on_until_it_is_told_to_stop_and_survives_a_server_t
     running = asyncio.create_task(sampler.run(stop))
     await eventually(lambda: len(taken) >= 3, "three samples were taken")
     await stores.source.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'replank-migrate-compare'"
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where datname = current_database() and application_name = 'replank-migrate-compare'"
     )
     before = len(taken)
     await eventually(lambda: len(taken) >= before + 3, "it goes on")
@@ -175,9 +177,7 @@ async def test_a_repair_takes_nothing_back_that_is_being_written(stores: Stores,
             repairing = asyncio.create_task(mend(stores, key))
 
             async def waits_or_is_done() -> bool:
-                waiting = "select exists (select from pg_locks where not granted and database = (select oid from "
-                waiting += "pg_database where datname = current_database()))"
-                return repairing.done() or await stores.source.fetchval(waiting)
+                return repairing.done() or await waiting_for_locks(stores.source) > 0
 
             await eventually(waits_or_is_done, "the repair waits for the writer, or went past it")
         await repairing

@@ -14,6 +14,7 @@ from replank.connection import Connection
 from replank.migrate import capture, reverse
 from replank.migrate.capture import CaptureRefused
 from replank.testing import eventually
+from replank.testing.servers import waiting_for_locks
 
 from .sides import Sides, both_sides, shop
 
@@ -112,8 +113,7 @@ async def test_the_second_writer_of_a_record_is_told_of_after_the_first(sides: S
         await transaction.start()
         await first.execute("update order_items set quantity = 10 where sku = 'a'")
         later = asyncio.create_task(second.execute("update order_items set quantity = 20 where sku = 'b'"))
-        waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted"
-        await eventually(lambda: sides.target.fetchval(waiting), "the second waits for the first")
+        await eventually(lambda: waiting_for_locks(sides.target), "the second waits for the first")
         await transaction.commit()
         await later
     assert await value(sides, "order:1") == {"total": 1, "items": [{"sku": "a", "qty": 10}, {"sku": "b", "qty": 20}]}

@@ -6,13 +6,13 @@ import asyncio
 import json
 import subprocess
 import sys
-from typing import Any
 
 import asyncpg
 import pytest
 
 from replank import outbox
 from replank.outbox import Message
+from replank.testing.servers import waiting_for_locks
 from replank.testing.wait import eventually
 from tests.common.outbox.contracts import NoContract, Paid, Shipped
 from tests.common.outbox.events import put, put_many
@@ -21,7 +21,10 @@ _ROWS = """
     select event_id::text, topic, key, type, source, subject, value, traceparent, headers::text
       from replank_outbox.event order by id
 """
-_WAITING = "select count(*) from pg_stat_activity where wait_event = 'advisory' and datname = current_database()"
+_HELD = """
+    select count(*) from pg_locks
+     where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
+"""
 
 
 async def test_an_event_is_a_row_of_the_callers_transaction(db: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +184,7 @@ async def test_two_transactions_with_one_key_run_one_after_the_other(db: asyncpg
         await opened.start()
         one = await put(first, "t", "k")
         waiting = asyncio.create_task(put(second, "t", "k"))
-        await eventually(lambda: _count(watcher, _WAITING), "the second waits for the key")
+        await eventually(lambda: waiting_for_locks(watcher), "the second waits for the key")
         assert not waiting.done()
         await opened.commit()
         two = await waiting
@@ -215,9 +218,9 @@ async def test_fifty_thousand_keys_in_one_call_do_not_exhaust_the_lock_table(db:
     async with db.acquire() as conn, db.acquire() as other, db.acquire() as watcher:
         async with conn.transaction():
             await put_many(conn, "t", [str(number) for number in range(50_000)])
-            held = await watcher.fetchval("select count(*) from pg_locks where locktype = 'advisory'")
+            held = await watcher.fetchval(_HELD)
             waiting = asyncio.create_task(put(other, "t", "7"))
-            await eventually(lambda: _count(watcher, _WAITING), "a single append waits for the whole topic")
+            await eventually(lambda: waiting_for_locks(watcher), "a single append waits for the whole topic")
             async with asyncio.timeout(5):
                 await put(watcher, "u", "7")
         await waiting
@@ -276,8 +279,3 @@ def test_appending_imports_nothing_of_kafka_or_the_sdk() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
-
-
-async def _count(conn: Any, query: str) -> int:
-    count: int = await conn.fetchval(query)
-    return count

@@ -15,6 +15,7 @@ import asyncpg
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import for_code
 
+from replank.connection import Connection
 from replank.errors import ConfigurationError, DependencyUnavailable
 from replank.testing.wait import eventually
 
@@ -57,6 +58,14 @@ async def database(server_dsn: str) -> AsyncIterator[str]:
         yield urlunsplit(urlsplit(server_dsn)._replace(path=f"/{name}"))
     finally:
         await _execute(server_dsn, f'drop database if exists "{name}" with (force)')
+
+
+async def waiting_for_locks(conn: Connection | asyncpg.Pool) -> int:
+    """How many sessions of this database wait for a lock. Other tests on the same server do not count."""
+    count: int = await conn.fetchval(
+        "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    )
+    return count
 
 
 async def _execute(dsn: str, statement: str) -> None:
