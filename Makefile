@@ -16,7 +16,7 @@ T ?=
 # How many processes share all the tests; most of a test's time is waiting.
 WORKERS ?= 2
 # Those that count what the server writes have it for themselves.
-ALL_TESTS = $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadgroup --no-loadscope-reorder --ignore=tests/common/bench && $(BIN)/pytest tests/common/bench
+ALL_TESTS = $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --ignore=tests/common/bench && $(BIN)/pytest tests/common/bench
 
 .PHONY: help demo up down status logs env clean test unit lint fmt types docs bench lock fetch
 

@@ -16,18 +16,12 @@ from tests.e2e.system import stack_folder
 pytest_plugins = ["pytester"]
 
 _TESTS: Final = Path(__file__).parent
+_LONG: Final = ("chaos", "cli", "storefront")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when several processes share the work: those of a file, and of the running system.
-
-    Those that take longest begin first.
-    """
-    for item in items:
-        folder = item.path.parent.relative_to(_TESTS).as_posix()
-        item.add_marker(pytest.mark.xdist_group("e2e" if folder == "e2e" else item.path.as_posix()))
-    items.sort(key=lambda item: _TESTS / "chaos" not in item.path.parents)
+    """Those that take longest begin first: no process is left with one of them when the others have ended."""
+    items.sort(key=lambda item: not any(_TESTS / folder in item.path.parents for folder in _LONG))
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
