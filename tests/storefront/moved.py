@@ -15,7 +15,7 @@ from replank.migrate.compile import compile as compile_mapping
 MAPPING: Final = Path(__file__).parents[2] / "examples/storefront/mapping.yaml"
 
 _RECORDS: Final = "select array_agg(key) as keys, array_agg(value::text) as vals from kv_store"
-_FILL: Final = "select filled, kept, rejected from replank_m_storefront.fill($1, $2::text[]::jsonb[])"
+_FILL: Final = "select filled, kept, rejected from replank_m_storefront.fill($1, $2)"
 _REJECTS: Final = "select key from replank_m_storefront.reject order by key"
 _COMPARE: Final = """
 select entity, records, source_fingerprint = target_fingerprint as same, different

@@ -139,7 +139,7 @@ class Stores:
         """What a backfill does, in one chunk."""
         rows = await self.source.fetch("select key, value::text from kv_store")
         await self.target.execute(
-            f"select {self.schema}.fill($1, $2::text[]::jsonb[])",
+            f"select {self.schema}.fill($1, $2)",
             *(list(column) for column in zip(*rows, strict=True)),
         )
 

@@ -126,7 +126,9 @@ class Target:
     async def call(self, function: str, keys: Iterable[str], values: Iterable[Any], *more: Any) -> list[asyncpg.Record]:
         """Call a function that takes keys and values, and whatever comes behind them."""
         rest = "".join(f", ${n}" for n in range(3, 3 + len(more)))
-        query = f"select * from {self.sql.schema}.{function}($1, $2::text[]::jsonb[]{rest})"
+        # A backfill's functions parse the values themselves.
+        given = "$2" if function.startswith("fill") else "$2::text[]::jsonb[]"
+        query = f"select * from {self.sql.schema}.{function}($1, {given}{rest})"
         texts = [None if value is None else dumps(value) for value in values]
         return await self.conn.fetch(query, list(keys), texts, *more)
 

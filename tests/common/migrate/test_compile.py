@@ -269,14 +269,68 @@ async def test_filling_and_reading_back_in_one_go_agrees_with_filling(target: Ta
     assert dict(row) == {"filled": 0, "kept": 3, "rejected": 1, "different": []}
 
 
-async def test_filling_notices_a_target_that_keeps_something_else(target: Target) -> None:
-    await target.conn.execute("""
-        create function meddle() returns trigger language plpgsql as $$
-        begin new.quantity := new.quantity + 1; return new; end $$;
-        create trigger meddle before insert on order_items for each row execute function meddle();
+@pytest.mark.parametrize(
+    ("when", "meddling"),
+    [
+        ("before", "new.quantity := new.quantity + 1; return new;"),
+        ("before", "return null;"),
+        ("after", "update public.order_items i set sku = 'z' where i.order_id = new.order_id; return null;"),
+        ("after", "delete from public.order_items i where i.order_id = new.order_id; return null;"),
+    ],
+)
+async def test_filling_notices_a_target_that_keeps_something_else(target: Target, when: str, meddling: str) -> None:
+    await target.conn.execute(f"""
+        create function meddle() returns trigger language plpgsql as $$ begin {meddling} end $$;
+        create trigger meddle {when} insert on order_items for each row execute function meddle();
     """)
     (row,) = await target.call("fill_compared", ["order:1", "order:2"], [ORDER, order(items=[])])
     assert row["different"] == ["order:1"]
+
+
+@pytest.mark.parametrize("function", ["fill", "fill_compared"])
+async def test_filling_converts_each_value_once(pool: asyncpg.Pool, function: str) -> None:
+    text = """
+    mapping: 1
+    name: once
+    source: {table: kv_store}
+    entities:
+      thing:
+        key: "t:{id}"
+        table: things
+        columns: {id: {key: id, type: text}, day: {path: day, type: date, lenient: true}}
+        primary_key: [id]
+        rest: rest
+        children:
+          parts:
+            path: parts
+            table: parts
+            parent: [thing_id]
+            columns: {day: {path: day, type: date, lenient: true}}
+    """
+    things, parts = 7, 3
+    # Spelled as only the conversion's own function can read it, whose calls Postgres counts.
+    value = {"day": "2024-2-9", "parts": [{"day": "2024-3-1"}] * parts}
+    async with pool.acquire() as conn, conn.transaction():
+        target = await Target.install(conn, mapping.load(text))
+        await conn.execute("set local track_functions = 'all'")
+        (row,) = await target.call(function, [f"t:{n}" for n in range(things)], [value] * things)
+        assert (row["filled"], row["rejected"]) == (things, 0)
+        calls = "select calls from pg_stat_xact_user_functions where funcname = 'lenient_date'"
+        assert await conn.fetchval(calls) == things * (1 + parts)
+
+
+async def test_rows_of_a_partitioned_table_are_found_where_they_were_put(target: Target) -> None:
+    await target.conn.execute("""
+        alter table orders rename to whole;
+        create table orders (like whole including defaults, primary key (id)) partition by hash (id);
+        create table orders_0 partition of orders for values with (modulus 2, remainder 0);
+        create table orders_1 partition of orders for values with (modulus 2, remainder 1);
+    """)
+    records = {f"order:{n}": order(quantity=n) for n in range(20)}
+    for kept in (0, len(records)):
+        (row,) = await target.call("fill_compared", records, records.values())
+        assert dict(row) == {"filled": len(records) - kept, "kept": kept, "rejected": 0, "different": []}
+    assert await target.down(records) == records
 
 
 async def test_a_comparison_names_the_keys_and_the_fields_that_differ(target: Target) -> None:

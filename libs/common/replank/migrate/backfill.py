@@ -70,7 +70,7 @@ class BackfillSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    chunk_rows: PositiveInt = Field(default=5000, le=100_000)
+    chunk_rows: PositiveInt = Field(default=2000, le=100_000)
     """Records that are read, filled and compared together. The applier waits while a chunk is filled."""
     compare: bool = True
     """Whether each chunk is compared after it was filled."""
@@ -575,9 +575,8 @@ class _Statements:
         self.shut_out_appliers = [
             f"select pg_advisory_xact_lock({fill_lock(mapping.name, lane)})" for lane in range(FILL_LANES)
         ]
-        arrays = "$1::text[], $2::text[]::jsonb[]"
-        self.fill_compared = f"select filled, kept, rejected, different from {schema}.fill_compared({arrays})"
-        self.fill = f"select filled, kept, rejected, '{{}}'::text[] as different from {schema}.fill({arrays})"
+        self.fill_compared = f"select filled, kept, rejected, different from {schema}.fill_compared($1, $2)"
+        self.fill = f"select filled, kept, rejected, '{{}}'::text[] as different from {schema}.fill($1, $2)"
         self.reject = f"""
             insert into {schema}.reject (key, value, version, reason, path, first_at, last_at, attempts)
             select $1, $2::text::jsonb, null, $3, '', clock_timestamp(), clock_timestamp(), 1

@@ -24,7 +24,7 @@ KEYS_SHOWN: Final = 5
 _CHUNK: Final = 1000
 _ELEMENT: Final = re.compile(r"\[\d+\]")
 _SETTINGS: Final = "set local lock_timeout = '3s'"
-_FILL: Final = "select different from {schema}.fill_compared($1::text[], $2::text[]::jsonb[])"
+_FILL: Final = "select different from {schema}.fill_compared($1, $2)"
 _REJECTS: Final = "select key, path, reason from {schema}.reject order by key"
 # What comes back, what it was, and whether it stays as it is from then on.
 _BACK: Final = """

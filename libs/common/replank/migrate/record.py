@@ -55,6 +55,11 @@ class Node:
             yield from node.inner()
 
     @property
+    def height(self) -> int:
+        """How many objects are inside of each other, this one included."""
+        return 1 + max((node.height for node in self.nodes.values()), default=0)
+
+    @property
     def kind(self) -> str:
         """The SQL expression of the JSON type that stands where this object should be."""
         return f"r.o{self.number}"
@@ -75,13 +80,13 @@ def seen(root: Node, json: str) -> dict[str, str]:
     return {f"o{node.number}": f"jsonb_typeof({field_of(json, node.path)})" for node in root.inner()}
 
 
-def read(root: Node, json: str) -> dict[str, str]:
-    """For the third step: what is left of nested objects, so that `leftover` can ask for it twice."""
-    return {
-        f"l{node.number}": f"case when {node.kind} = 'object' then {leftover(node, field_of(json, node.path))} end"
-        for node in root.inner()
-        if not node.nodes
-    }
+def read(root: Node, json: str) -> list[dict[str, str]]:
+    """For the third step and those after it: what is left of nested objects, each step from what is inside of it."""
+    steps: list[dict[str, str]] = [{} for _ in range(root.height - 1)]
+    for node in root.inner():
+        left = leftover(node, field_of(json, node.path))
+        steps[node.height - 1][f"l{node.number}"] = f"case when {node.kind} = 'object' then {left} end"
+    return steps
 
 
 def faults(root: Node, json: str, *, has_rest: bool) -> Iterator[tuple[tuple[str, ...], str, str]]:
@@ -111,7 +116,7 @@ def faults(root: Node, json: str, *, has_rest: bool) -> Iterator[tuple[tuple[str
 
 
 def leftover(node: Node, json: str) -> str:
-    """What stays in the rest: an SQL expression. ``json`` must be an object, its nested objects too."""
+    """What stays in the rest: an SQL expression over what was `read`. ``json`` must be an object."""
     kept = {name: leaf.kept_when for name, leaf in node.leaves.items() if leaf.kept_when}
     kept |= {name: f"{inner.kind} = 'null'" for name, inner in node.nodes.items()}
     names = [*node.leaves, *node.nodes]
@@ -132,10 +137,11 @@ def leftover(node: Node, json: str) -> str:
 
 def _left(name: str, inner: Node, json: str) -> str:
     """What stays of a nested object: nothing when all of it was mapped, itself when there is nothing in it."""
-    left = leftover(inner, json) if inner.nodes else f"r.l{inner.number}"
+    left = f"r.l{inner.number}"
     return (
-        f"case when {inner.kind} = 'object' and ({json} = '{{}}' or {left} <> '{{}}')"
-        f" then jsonb_build_object({literal(name)}, {left}) else '{{}}' end"
+        f"case when {inner.kind} = 'object' and ({left} <> '{{}}' or {json} = '{{}}')"
+        # As jsonb_build_object, which asks the catalogue what type it was given, each time.
+        f" then jsonb_set('{{}}', array[{literal(name)}], {left}) else '{{}}' end"
     )
 
 

@@ -23,6 +23,8 @@ class Steps:
     taken: dict[str, str] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)
     read: dict[str, str] = field(default_factory=dict)
+    left: list[dict[str, str]] = field(default_factory=list)
+    """What is left of objects that have objects inside, in steps of their own: the inner ones before the outer ones."""
     faults: list[tuple[str, str]] = field(default_factory=list)
     """(condition, the whole text of the problem)"""
     values: list[str] = field(default_factory=list)
@@ -38,7 +40,7 @@ class Steps:
             else "null::text"
         )
         levels = f"{source} as r"
-        for step in (self.taken, self.seen, self.read):
+        for step in (self.taken, self.seen, self.read, *self.left):
             if step:
                 added = "".join(f", {expression} as {alias}" for alias, expression in step.items())
                 levels = f"(select r.*{added} from {levels} offset 0) as r"
@@ -75,7 +77,8 @@ def _columns_of(
     root = record.tree(leaves)
     steps.seen |= record.seen(root, json)
     if part.rest is not None:
-        steps.read |= record.read(root, json)
+        first, *steps.left = record.read(root, json) or [{}]
+        steps.read |= first
     return steps, root
 
 
@@ -115,8 +118,12 @@ def of_element(child: ChildPart) -> tuple[Steps, str]:
     return steps, rest
 
 
-def of_record(entity: EntityPart) -> tuple[Steps, str]:
-    """The conversion of a record, ``r.key`` and ``r.val``, with its children's problems; and its SQL for the rest."""
+def of_record(entity: EntityPart, *, elements_known: bool = False) -> tuple[Steps, str]:
+    """The conversion of a record, ``r.key`` and ``r.val``, with its children's problems; and its SQL for the rest.
+
+    ``elements_known``: the source knows that the key matches and what is wrong with the elements of each array, in
+    ``c0``, ``c1``, …; otherwise it is looked for here.
+    """
     arrays: list[tuple[str, str]] = []
     leaves: list[tuple[tuple[str, ...], Leaf]] = [(path, Leaf()) for path in entity.entity.drop]
     seen: dict[str, str] = {}
@@ -139,17 +146,19 @@ def of_record(entity: EntityPart) -> tuple[Steps, str]:
                 (f"{kind} = 'null'", _problem(None, path, literal("a null has no place without a rest column")))
             )
         steps, _ = of_element(child)
-        if steps.faults:
+        if steps.faults and not elements_known:
             array = f"{elements_of(child, 'r.val')} as e(elem, ordinality)"
             elements = f"(select e.elem, e.ordinality - 1 as position from {array})"
             first = f"(select r.problem from {steps.steps(elements)} where r.problem is not null limit 1)"
             read[f"c{n}"] = f"case when r.a{n} = 'array' then {first} end"
+        if steps.faults:
             arrays.append((f"r.c{n} is not null", f"r.c{n}"))
     steps, root = _columns_of(entity, "r.val", None, leaves)
     steps.seen |= seen
     steps.read |= read
     steps.faults += arrays
     _object_faults(entity, steps, root, "r.val", None)
-    matches = entity.pattern.matches_sql("r.key")
-    steps.faults.insert(0, (f"not coalesce({matches}, false)", literal(f"key: does not match {entity.entity.key}")))
+    if not elements_known:
+        matches = entity.pattern.matches_sql("r.key")
+        steps.faults.insert(0, (f"not coalesce({matches}, false)", literal(f"key: does not match {entity.entity.key}")))
     return steps, f"case when r.problem is null then nullif({record.leftover(root, 'r.val')}, '{{}}') end"

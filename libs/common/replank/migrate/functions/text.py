@@ -37,8 +37,9 @@ def present(schema: str) -> str:
     """Which entities are in a chunk, so that nothing is asked of the others; and how many keys have one."""
     return f"""
     select array_agg(g.entity), sum(g.keys) into replank_present, replank_count
-      from (select {schema}.entity_of(c.key) as entity, count(*) as keys
-              from unnest($1, $2) as c(key, val) group by 1) as g where g.entity is not null;"""
+      from (select e.entity, count(*) as keys
+              from (select {schema}.entity_of(c.key) as entity from unnest($1) as c(key) offset 0) as e
+             group by e.entity) as g where g.entity is not null;"""
 
 
 #: Who writes when a function begins, and at its end again. Not by a clause of the function: for a setting that is
