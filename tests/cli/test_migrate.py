@@ -8,6 +8,7 @@ import os
 import pty
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ async def place(postgres_server: str, kafka: str, tmp_path_factory: pytest.TempP
             line = json.loads(await serving.line_with("listening on", within=PATIENCE))
             reached = {
                 "REPLANK_SCHEMA_URL": "http://" + line["message"].removeprefix("listening on "),
-                "REPLANK_TOKEN": issuer.token(),
+                "REPLANK_TOKEN": issuer.token(exp=int(time.time()) + 3600),
             }
             yield Place(reached, database, shop, folder)
 
@@ -168,6 +169,16 @@ async def test_a_migration_goes_its_whole_way_and_back_by_the_command_alone(plac
     whole = (await place.done("audit", name, "--evidence")).out
     assert "rollback" in whole
 
+    assert (await place.migrate("retire", name, "--drop-tables", *WHY)).code == 1, "nobody typed its name"
+    assert (await place.migrate("retire", name, "--drop-tables", "--open", "--yes", *WHY)).code == 1
+    assert (await place.view(name))["phase"] == "rolled_back"
+    retired = await place.done("retire", name, "--drop-tables", "--yes", *WAIT, *WHY)
+    assert "[retired]" in retired.out
+    assert "its name is free" in retired.out
+    assert await shop.target.fetchval("select to_regclass('orders') is null")
+    again = await place.plan(name)
+    assert (await place.view(name))["id"] == again, "what was retired is meant by nobody"
+
 
 async def test_a_refusal_names_each_unmet_condition_and_what_to_do(place: Place) -> None:
     name = fresh()
@@ -242,7 +253,8 @@ async def test_a_name_means_the_one_that_is_under_way_and_two_of_a_name_are_told
 
 async def test_knobs_are_turned_and_wrong_ones_are_named(place: Place) -> None:
     name = fresh()
-    await place.plan(name)
+    await place.plan(name, "--capture", "writer")
+    assert (await place.view(name))["options"]["capture"] == "writer"
     turned = await place.done(
         "set", name, "rows_per_second=2000", "throttle_query=select true", "auto_until=verifying", *WHY
     )
@@ -286,6 +298,10 @@ async def test_on_a_terminal_the_reason_is_asked_for_and_the_view_is_live(place:
     await on_a_terminal(("migrate", "cancel", name), place.environment, ("why (kept", "by hand\r"))
     (last, *_) = json.loads((await place.done("audit", name, "--json")).out)
     assert (last["action"], last["reason"]) == ("cancel", "by hand")
+    asked = f"type {name} to retire it"
+    assert "Aborted" in await on_a_terminal(("migrate", "retire", name, *WHY), place.environment, (asked, "shop\r"))
+    screen = await on_a_terminal(("migrate", "retire", name, *WHY), place.environment, (asked, f"{name}\r"))
+    assert "it was never started, so nothing of it is left" in screen
 
 
 async def on_a_terminal(arguments: tuple[str, ...], environment: dict[str, str], *typed: tuple[str, str]) -> str:

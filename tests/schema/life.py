@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -14,7 +14,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import httpx
 
+from replank.errors import ReplankError
 from replank.migrate import authority
+from replank.migrate.client import DualWriter, Token, token_of
 from replank.testing import eventually, servers
 from replank_schema.migration import service
 from replank_schema.migration.model import Item, State
@@ -70,6 +72,8 @@ class Shop:
     target: asyncpg.Pool
     name: str = field(default_factory=lambda: f"shop_{uuid4().hex[:12]}")
     truth: dict[str, Any] = field(default_factory=dict)
+    by_writer: bool = False
+    """Whether it writes to the key-value store by a `DualWriter`."""
 
     @property
     def mapping(self) -> str:
@@ -87,23 +91,19 @@ class Shop:
     async def put(self, number: int) -> None:
         """Write an order where writes go now, as an application with a write router does."""
         value = order(number)
-        await self._write(lambda: self.source.execute(_PUT, f"order:{number}", json.dumps(value)), value, number)
+        await self._write(number, value)
         self.truth[f"order:{number}"] = value
 
     async def delete(self, number: int) -> None:
-        await self._write(
-            lambda: self.source.execute("delete from kv_store where key = $1", f"order:{number}"), None, number
-        )
+        await self._write(number, None)
         self.truth.pop(f"order:{number}", None)
 
-    async def _write(
-        self, to_key_value: Callable[[], Awaitable[object]], value: dict[str, Any] | None, number: int
-    ) -> None:
+    async def _write(self, number: int, value: dict[str, Any] | None) -> None:
         async def written() -> bool:
-            for write in (to_key_value, lambda: self._to_tables(number, value)):
+            for write in (self.to_key_value, self.to_tables):
                 try:
-                    await write()
-                except asyncpg.PostgresError as error:
+                    await write(number, value)
+                except (asyncpg.PostgresError, ReplankError) as error:
                     if authority.refusal(error) is None:
                         raise
                 else:
@@ -112,7 +112,19 @@ class Shop:
 
         await eventually(written, "one of the stores takes the write", within=PATIENCE, interval=0.01)
 
-    async def _to_tables(self, number: int, value: dict[str, Any] | None) -> None:
+    async def to_key_value(self, number: int, value: dict[str, Any] | None) -> Token:
+        key = f"order:{number}"
+        async with self.source.acquire() as conn, conn.transaction():
+            if self.by_writer:
+                writer = DualWriter(self.name, table="kv_store")
+                await (writer.delete(conn, key) if value is None else writer.put(conn, key, value))
+            elif value is None:
+                await conn.execute("delete from kv_store where key = $1", key)
+            else:
+                await conn.execute(_PUT, key, json.dumps(value))
+            return await token_of(conn)
+
+    async def to_tables(self, number: int, value: dict[str, Any] | None) -> Token:
         async with self.target.acquire() as conn, conn.transaction():
             await conn.execute("delete from order_items where order_id = $1", str(number))
             await conn.execute("delete from orders where id = $1", str(number))
@@ -128,6 +140,7 @@ class Shop:
                     "insert into order_items (order_id, position, sku, quantity) values ($1, $2, $3, $4)",
                     [(str(number), place, item["sku"], item["qty"]) for place, item in enumerate(value["items"])],
                 )
+            return await token_of(conn)
 
     async def key_value(self) -> dict[str, Any]:
         rows = await self.source.fetch("select key, value from kv_store where key not like 'session:%'")
@@ -179,8 +192,11 @@ def order(number: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def a_shop(postgres_server: str) -> AsyncIterator[Shop]:
-    async with servers.database(postgres_server) as source_dsn, servers.database(postgres_server) as target_dsn:
+async def a_shop(postgres_server: str, *, databases: int = 2) -> AsyncIterator[Shop]:
+    async with servers.database(postgres_server) as source_dsn, AsyncExitStack() as stack:
+        target_dsn = source_dsn
+        if databases == 2:
+            target_dsn = await stack.enter_async_context(servers.database(postgres_server))
         source = await asyncpg.create_pool(source_dsn, min_size=1, max_size=5)
         target = await asyncpg.create_pool(target_dsn, min_size=1, max_size=5)
         await source.execute("create table kv_store (key text primary key, value jsonb not null)")

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from replank.migrate.ddl import Violation
 from replank.migrate.tables import Constraint
 from replank_schema.migration import machine, violations
-from replank_schema.migration.conditions import Evidence, conditions
+from replank_schema.migration.conditions import Evidence, before_retiring, conditions
 from replank_schema.migration.machine import WAYPOINTS, Command, TransitionRefused
 from replank_schema.migration.model import (
     FORWARD,
+    OVER,
     Compared,
     Item,
+    Leave,
     Mode,
     Phase,
     Readiness,
@@ -27,10 +29,20 @@ from replank_schema.migration.model import (
     Settings,
     Standing,
     State,
+    Tables,
     unmet,
 )
 from replank_schema.migration.parts import CARRIERS, PAUSABLE, Part, needed
-from replank_schema.migration.report import BackfillDone, ComparedReads, Facts, Lag, Rejects, Report, Violated
+from replank_schema.migration.report import (
+    BackfillDone,
+    ComparedReads,
+    Facts,
+    Lag,
+    PartReport,
+    Rejects,
+    Report,
+    Violated,
+)
 
 #: Written out by hand, as the documentation shows it: from where one may get to where in one step.
 ALLOWED: Final[dict[Phase, set[Phase]]] = {
@@ -41,10 +53,12 @@ ALLOWED: Final[dict[Phase, set[Phase]]] = {
     Phase.SHADOW_READS: {Phase.NEW_WITH_FALLBACK, Phase.ROLLING_BACK},
     Phase.NEW_WITH_FALLBACK: {Phase.NEW_ONLY, Phase.ROLLING_BACK},
     Phase.NEW_ONLY: {Phase.COMPLETED, Phase.ROLLING_BACK},
-    Phase.COMPLETED: {Phase.ROLLING_BACK},
+    Phase.COMPLETED: {Phase.ROLLING_BACK, Phase.RETIRING},
     Phase.ROLLING_BACK: {*WAYPOINTS, Phase.ROLLED_BACK, Phase.CANCELLED},
-    Phase.ROLLED_BACK: {Phase.CAPTURING},
-    Phase.CANCELLED: set(),
+    Phase.ROLLED_BACK: {Phase.CAPTURING, Phase.RETIRING},
+    Phase.CANCELLED: {Phase.RETIRING},
+    Phase.RETIRING: {Phase.RETIRED},
+    Phase.RETIRED: set(),
 }
 NOW: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -86,7 +100,7 @@ def test_random_asks_lead_only_along_the_arrows_and_every_refusal_says_why_and_w
             assert step[0] in ("arrive", "give up") or after.fix
             continue
         assert after.phase is standing.phase or after.phase in ALLOWED[standing.phase], (standing, step, after)
-        assert (after.phase is Phase.ROLLING_BACK) <= (after.moving_to is not None)
+        assert (after.phase in (Phase.ROLLING_BACK, Phase.RETIRING)) <= (after.moving_to is not None)
         if after.moving_to is not None:
             assert after.moving_to in ALLOWED[after.phase]
         assert not after.paused or after.phase in FORWARD[1:-1]
@@ -95,12 +109,14 @@ def test_random_asks_lead_only_along_the_arrows_and_every_refusal_says_why_and_w
 
 
 @given(st.lists(steps, max_size=40))
-def test_from_everywhere_there_is_a_way_back_to_where_nothing_is_left(asked: list[tuple[str, Phase | None]]) -> None:
+def test_from_everywhere_but_a_retirement_there_is_a_way_back_to_where_nothing_is_left(
+    asked: list[tuple[str, Phase | None]],
+) -> None:
     standing = Standing()
     for step in asked:
         after = attempted(standing, step)
         standing = after if isinstance(after, Standing) else standing
-    if standing.phase in (Phase.PLANNED, Phase.CANCELLED, Phase.ROLLED_BACK):
+    if standing.phase in (Phase.PLANNED, Phase.CANCELLED, Phase.ROLLED_BACK, *OVER):
         return
     if standing.phase is not Phase.ROLLING_BACK or standing.moving_to in WAYPOINTS:
         standing = machine.ask(standing, Command.ROLLBACK)
@@ -218,6 +234,43 @@ def test_rows_that_refer_to_nothing_are_told_by_constraint_with_where_to_mend_th
     assert "in the tables" in condition.fix, "the key-value store takes no writes any more"
 
 
+def test_a_unique_index_that_rows_are_in_the_way_of_is_told_with_where_to_mend_them() -> None:
+    alike = DANGLING.model_copy(update={"constraint": "orders_once", "refers_to": None, "alike": True})
+    failing = replace(met(), facts=Facts(), report=reported(unindexed=(alike,)))
+    (condition,) = [one for one in unmet(conditions(Phase.SHADOW_READS, failing)) if one.name == "indexes"]
+    told = "2 rows of orders that share their client_id with others (orders_once), such as order:1, order:2"
+    assert condition.detail == told
+    assert "in the key-value store" in condition.fix
+
+
+def test_a_part_that_fails_is_told_in_the_condition_that_waits_for_it() -> None:
+    part = PartReport(name="indexes", state="failed", detail="the index i of t cannot be built", since=NOW)
+    failing = replace(met(), facts=Facts(), report=reported(parts=(part,)))
+    (condition,) = [one for one in unmet(conditions(Phase.SHADOW_READS, failing)) if one.name == "indexes"]
+    assert condition.detail == part.detail
+
+
+@pytest.mark.parametrize(
+    ("phase", "evidence", "tables", "leave", "named"),
+    [
+        (Phase.COMPLETED, changed(facts=Facts(reverse_removed=True)), Tables.KEEP, Leave.CLOSED, set()),
+        (Phase.COMPLETED, changed(facts=Facts(reverse_removed=True)), Tables.KEEP, Leave.OPEN, set()),
+        (Phase.COMPLETED, changed(facts=Facts(reverse_removed=True)), Tables.KEEP, Leave.DROPPED, {"leave"}),
+        (Phase.COMPLETED, changed(facts=Facts()), Tables.KEEP, Leave.CLOSED, {"silent"}),
+        (Phase.ROLLED_BACK, met(), Tables.KEEP, Leave.DROPPED, set()),
+        (Phase.CANCELLED, met(), Tables.DROP, Leave.CLOSED, {"left"}),
+        (Phase.ROLLED_BACK, changed(same_name=uuid4()), Tables.KEEP, Leave.CLOSED, {"name_free"}),
+        (Phase.ROLLED_BACK, changed(unknown_databases=["shop"]), Tables.KEEP, Leave.CLOSED, {"databases"}),
+    ],
+)
+def test_what_keeps_a_migration_from_being_retired_is_named_with_what_to_do(
+    phase: Phase, evidence: Evidence, tables: Tables, leave: Leave, named: set[str]
+) -> None:
+    failed = unmet(before_retiring(evidence, Standing(phase, run=1), tables, leave))
+    assert {condition.name for condition in failed} == named
+    assert all(condition.detail and condition.fix for condition in failed)
+
+
 def constraint_of(keys: tuple[str, ...]) -> Violation:
     return Violation(Constraint("fkey", "orders", "foreign key", ("client_id",), "", "", (), (), ""), keys)
 
@@ -243,7 +296,9 @@ def test_a_reference_is_missing_only_if_it_still_is_when_looked_for_again(
 
 
 standings = st.sampled_from(list(ALLOWED)).map(
-    lambda phase: Standing(phase, Phase.ROLLED_BACK if phase is Phase.ROLLING_BACK else None, run=1)
+    lambda phase: Standing(
+        phase, {Phase.ROLLING_BACK: Phase.ROLLED_BACK, Phase.RETIRING: Phase.RETIRED}.get(phase), run=1
+    )
 )
 
 

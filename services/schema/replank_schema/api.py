@@ -21,7 +21,7 @@ from replank.authz.routes import demand_one, require
 from replank.connection import Connection
 from replank.contracts.fields import Actor, Explanation, Slug
 from replank.contracts.schema import canonical_plan
-from replank.errors import ReplankError
+from replank.errors import ConfigurationError, ReplankError
 from replank.http import CurrentPrincipal, Keyset, Page, PageQuery, Problem, RequestModel, idempotent
 from replank.http.auth import current_principal
 from replank.migrate import mapping as mappings
@@ -35,6 +35,7 @@ from replank_schema.migration.model import (
     Condition,
     Draft,
     Item,
+    Leave,
     Migration,
     Mode,
     Options,
@@ -57,6 +58,9 @@ _KINDS: Final[dict[type[ReplankError], tuple[int, str]]] = {
     service.MigrationNotFound: (404, "migration-not-found"),
     service.EndpointNotFound: (404, "endpoint-not-found"),
     service.PhaseChanged: (409, "phase-changed"),
+    # What was planned, and this process cannot work with.
+    ConfigurationError: (409, "database-not-configured"),
+    InvalidMapping: (409, "mapping-unreadable"),
 }
 
 _newest_first = Keyset("migrations", tuple[UUID])
@@ -109,6 +113,12 @@ class Rollback(Asked):
 
 class Cancel(Asked):
     tables: Tables = Tables.KEEP
+
+
+class Retire(Asked):
+    """``leave``: how to leave the store that takes no writes. ``dropped`` is for tables that a rollback has kept."""
+
+    leave: Leave = Leave.CLOSED
 
 
 class TurnKnobs(Asked):
@@ -363,7 +373,7 @@ def router(
     """The routes. ``wake`` tells the workers of this process that there may be something to do."""
     resources = _Resources(pools, flags, databases, wake)
     routes = APIRouter(prefix="/v1/migrations", tags=["migrations"], route_class=AnsweringRoute)
-    for add in (_add_planning, _add_commands, _add_ways_back, _add_knobs, _add_rejects, _add_audit):
+    for add in (_add_planning, _add_commands, _add_ways_back, _add_end, _add_knobs, _add_rejects, _add_audit):
         add(routes, resources)
     return routes
 
@@ -507,6 +517,24 @@ def _add_ways_back(routes: APIRouter, resources: _Resources) -> None:
     async def cancel(request: Request, migration_id: UUID, body: Cancel) -> Response:
         """Give up a migration whose writes have not moved; it cannot be started again."""
         return await _obey(resources, request, migration_id, Command.CANCEL, body, tables=body.tables)
+
+
+def _add_end(routes: APIRouter, resources: _Resources) -> None:
+    """Retire."""
+    databases = resources.databases
+
+    @routes.post("/{migration_id}/retire", response_model=MigrationView, dependencies=_HANDLERS)
+    async def retire(request: Request, migration_id: UUID, body: Retire) -> Response:
+        """End for good what is completed, rolled back or cancelled. There is no way back.
+
+        Its schemas, topics and functions are taken out of both databases and Kafka, and its name is free. Nothing is
+        taken out of the stores. The one that takes no writes goes on refusing them, unless ``leave`` says otherwise.
+        """
+
+        async def look(migration: Migration) -> list[Condition]:
+            return await preflight.of_retirement(databases, migration, body.leave)
+
+        return await _obey(resources, request, migration_id, Command.RETIRE, body, prepare=look, leave=body.leave)
 
 
 def _add_knobs(routes: APIRouter, resources: _Resources) -> None:

@@ -16,15 +16,14 @@ import pytest_asyncio
 
 from replank.connection import Connection
 from replank.migrate import authority
-from replank.migrate.authority import NoAuthority, WritesElsewhere, WritesHeld, WrongStep
+from replank.migrate.authority import NoAuthority, Side, WritesElsewhere, WritesHeld, WrongStep
 from replank.migrate.client import WriteRouter
 from replank.migrate.locks import LocksNotGranted
 from replank.testing import eventually
-from replank.testing.servers import waiting_for_locks
 
 from .sides import PUT, Sides, both_sides, install, shop
 
-Isolation = Literal["read_committed", "repeatable_read"]
+Isolation = Literal["read_committed", "repeatable_read", "serializable"]
 
 INSERT_ORDER = "insert into orders (id, total) values ($1, $2)"
 
@@ -51,6 +50,16 @@ async def refused(write: str, conn: Connection | asyncpg.Pool, *arguments: objec
             raise
         return type(found)
     return None
+
+
+async def until_held(sides: Sides, side: Side) -> None:
+    """Wait until everybody knows that a side is held."""
+
+    async def held() -> bool:
+        async with sides.pool(side).acquire() as conn:
+            return await authority.state(conn, "shop", side) == "held"
+
+    await eventually(held, f"the {side} is held")
 
 
 async def test_the_key_value_store_is_open_and_the_tables_are_closed_at_first(sides: Sides, source: Connection) -> None:
@@ -91,26 +100,115 @@ async def test_whatever_caused_an_error_is_asked_too(sides: Sides, source: Conne
     assert authority.refusal(asyncpg.SerializationError("somebody else's")) is None
 
 
-async def test_holding_waits_for_whoever_has_written(sides: Sides, source: Connection) -> None:
-    async with sides.source.acquire() as writer:
-        transaction = writer.transaction()
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read", "serializable"])
+async def test_whoever_has_written_may_finish_while_whoever_comes_is_refused_at_once(
+    sides: Sides, source: Connection, isolation: Isolation
+) -> None:
+    async with sides.source.acquire() as writer, sides.source.acquire() as other:
+        transaction = writer.transaction(isolation=isolation)
         await transaction.start()
         await writer.execute(PUT, "order:1", "{}")
         holding = asyncio.create_task(authority.hold(source, "shop", "source"))
-        await eventually(lambda: waiting_for_locks(sides.source), "holding waits for the writer")
+        await until_held(sides, "source")
+        await other.execute("set lock_timeout = '100ms'")
+        await other.execute(f"set default_transaction_isolation = '{isolation.replace('_', ' ')}'")
+        assert await refused(PUT, other, "order:3", "{}") is WritesHeld
+        # Also by another statement, on a record that it had not touched.
         await writer.execute(PUT, "order:2", "{}")
+        assert not holding.done()
         await transaction.commit()
-    await holding
+    assert await holding == "open"
     assert {change.key for change in await sides.changes()} == {"order:1", "order:2"}
 
 
-async def test_holding_gives_up_and_leaves_the_side_open(sides: Sides, source: Connection) -> None:
+async def test_what_was_taken_back_lets_nobody_in(sides: Sides, source: Connection) -> None:
+    async with sides.source.acquire() as writer, writer.transaction():
+        savepoint = writer.transaction()
+        await savepoint.start()
+        await writer.execute(PUT, "order:1", "{}")
+        await savepoint.rollback()
+        # It holds no lock any more, so nobody waits for it.
+        assert await authority.hold(source, "shop", "source", within=1) == "open"
+        savepoint = writer.transaction()
+        await savepoint.start()
+        assert await refused(PUT, writer, "order:1", "{}") is WritesHeld
+        await savepoint.rollback()
+
+
+async def test_whoever_tells_before_writing_is_waited_for_too(sides: Sides, source: Connection) -> None:
+    async with sides.source.acquire() as writer, writer.transaction():
+        await writer.execute("select replank_m_shop.written(array['order:1'])")
+        with pytest.raises(LocksNotGranted):
+            await authority.hold(source, "shop", "source", within=0.1)
+
+
+async def test_holding_does_not_wait_for_a_vacuum(sides: Sides, source: Connection) -> None:
+    async with sides.source.acquire() as vacuum, vacuum.transaction():
+        await vacuum.execute("lock table kv_store in share update exclusive mode")
+        await authority.hold(source, "shop", "source", within=1)
+
+
+async def test_holding_gives_up_and_leaves_the_side_as_it_was(sides: Sides, source: Connection) -> None:
     async with sides.source.acquire() as writer, writer.transaction():
         await writer.execute(PUT, "order:1", "{}")
+        with pytest.raises(LocksNotGranted, match="1 transactions"):
+            await authority.hold(source, "shop", "source", within=0.2)
+        assert await authority.state(source, "shop", "source") == "open"
+        holding = asyncio.create_task(authority.hold(source, "shop", "source"))
+        await until_held(sides, "source")
+        holding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await holding
+        assert await authority.state(source, "shop", "source") == "open"
+        await sides.source.execute("update replank_m_shop.authority set writes = 'held' where side = 'source'")
+        # A hold that somebody else has begun has not waited for anybody yet.
         with pytest.raises(LocksNotGranted):
             await authority.hold(source, "shop", "source", within=0.2)
+        assert await authority.state(source, "shop", "source") == "held"
         await writer.execute(PUT, "order:2", "{}")
-    assert await authority.state(source, "shop", "source") == "open"
+
+
+async def test_a_side_is_not_held_where_nobody_would_know(source: Connection) -> None:
+    async with source.transaction():
+        with pytest.raises(WrongStep, match="inside a transaction"):
+            await authority.hold(source, "shop", "source")
+
+
+async def test_writers_who_begin_with_the_children_do_not_keep_a_side_from_being_held(sides: Sides) -> None:
+    await sides.flip("source")
+    stop = asyncio.Event()
+    written = 0
+
+    async def write(number: int) -> None:
+        nonlocal written
+        while not stop.is_set():
+            try:
+                async with sides.target.acquire() as conn, conn.transaction():
+                    id_ = f"{number}-{written}"
+                    await conn.execute("insert into order_items values ($1, 0, 'a', 1)", id_)
+                    await asyncio.sleep(0.02)
+                    await conn.execute(INSERT_ORDER, id_, 1)
+            except asyncpg.PostgresError as error:
+                if authority.refusal(error) is None:
+                    raise
+                await asyncio.sleep(0.01)
+            else:
+                written += 1
+
+    writers = [asyncio.create_task(write(number)) for number in range(8)]
+    async with sides.target.acquire() as conn:
+        for _ in range(10):
+            before = written
+            await eventually(lambda before=before: written >= before + 8, "everybody writes")  # type: ignore[misc]
+            # Each transaction takes some 0.02 s, and nobody who comes later is waited for.
+            assert await authority.hold(conn, "shop", "target", within=2) == "open"
+            # Nobody is in the middle of anything.
+            assert await conn.fetchval("select (select count(*) from order_items) = (select count(*) from orders)")
+            assert await refused("delete from orders", sides.target) is WritesHeld
+            await authority.open(conn, "shop", "target")
+    stop.set()
+    await asyncio.gather(*writers)
+    assert await sides.target.fetchval("select count(*) from orders") == written
 
 
 async def test_a_transaction_with_an_older_snapshot_cannot_write_past_a_decision(
@@ -174,9 +272,9 @@ async def test_an_applier_cannot_change_the_side_that_is_open(sides: Sides, sour
 @pytest.mark.parametrize("function", ["apply", "fill", "fill_compared"])
 async def test_what_comes_after_an_applier_in_its_transaction_is_refused_as_ever(sides: Sides, function: str) -> None:
     records = (["order:1"], ['{"total": 1}'], *([[7], [None]] if function == "apply" else []))
-    more = ", $3, $4" if function == "apply" else ""
+    arguments = "$1, $2::text[]::jsonb[], $3, $4" if function == "apply" else "$1, $2"
     async with sides.target.acquire() as conn, conn.transaction():
-        await conn.execute(f"select {sides.schema}.{function}($1, $2::text[]::jsonb[]{more})", *records)
+        await conn.execute(f"select {sides.schema}.{function}({arguments})", *records)
         assert await conn.fetchval("select count(*) from orders") == 1
         with pytest.raises(asyncpg.PostgresError) as refusal:
             await conn.execute(INSERT_ORDER, "2", 2)

@@ -14,8 +14,9 @@ import pytest_asyncio
 from replank import outbox
 from replank.connection import Connection
 from replank.contracts.schema import RecordChanged
-from replank.migrate import capture, preconditions
+from replank.migrate import authority, capture, preconditions, retired
 from replank.migrate.capture import CaptureRefused
+from replank.migrate.client import DualWriter
 from replank.migrate.locks import LocksNotGranted, with_locks
 from replank.testing import eventually
 from replank.testing.servers import waiting_for_locks
@@ -91,14 +92,40 @@ async def test_keys_that_change_places_end_as_they_are(sides: Sides) -> None:
     assert await sides.record("order:2") == {"total": 1}
 
 
-async def test_a_statement_on_many_rows_tells_of_each_once(sides: Sides) -> None:
-    await sides.source.execute("insert into kv_store select 'order:' || i, '{}' from generate_series(1, 1003) as i")
+async def test_a_statement_on_a_few_rows_tells_what_each_has_become(sides: Sides) -> None:
+    await sides.source.execute("insert into kv_store select 'order:' || i, '{}' from generate_series(1, 20) as i")
     await sides.source.execute("update kv_store set value = '{\"total\": 1}'")
     await sides.source.execute("delete from kv_store")
-    for start, op, value in ((0, "upsert", "{}"), (1003, "upsert", '{"total": 1}'), (2006, "delete", None)):
-        changes = (await sides.changes())[start : start + 1003]
-        assert sorted(told(changes)) == sorted((f"order:{i}", op, value) for i in range(1, 1004))
-    assert len(await sides.changes()) == 3009
+    for start, op, value in ((0, "upsert", "{}"), (20, "upsert", '{"total": 1}'), (40, "delete", None)):
+        changes = (await sides.changes())[start : start + 20]
+        assert sorted(told(changes)) == sorted((f"order:{i}", op, value) for i in range(1, 21))
+    assert len(await sides.changes()) == 60
+
+
+@pytest.mark.parametrize("rows", [21, 2021])
+async def test_a_statement_on_many_rows_tells_of_each_once_and_leaves_the_values_where_they_are(
+    sides: Sides, rows: int
+) -> None:
+    statements = [
+        f"insert into kv_store select 'order:' || i, '{{}}' from generate_series(1, {rows}) as i",
+        "update kv_store set value = '{\"total\": 1}'",
+        "update kv_store set key = key || 'b'",
+        "delete from kv_store",
+    ]
+    before = 0
+    for statement in statements:
+        await sides.source.execute(statement)
+        changes = (await sides.changes())[before:]
+        before += len(changes)
+        assert all((change.fetch, change.value) == (True, None) for change in changes)
+        keys = [change.key for change in changes]
+        assert len(keys) == len(set(keys)) == (2 * rows if "set key" in statement else rows)
+        await sides.carry()
+        written = await sides.source.fetch("select key, value from kv_store")
+        records = await sides.target.fetch("select key, value from replank_m_shop.down($1)", keys)
+        assert {key: json.loads(value) for key, value in records} == {key: json.loads(value) for key, value in written}
+    assert await sides.target.fetchval("select count(*) from orders") == 0
+    assert await sides.source.fetchval("select count(distinct event_id) from replank_outbox.event") == before
 
 
 async def test_a_statement_that_changes_nothing_tells_nothing(sides: Sides) -> None:
@@ -397,6 +424,49 @@ async def test_a_table_that_cannot_be_followed_is_refused_and_left_alone(
     assert finding.fix
     assert await conn.fetchval("select to_regnamespace('replank_m_shop')") is None
     await conn.close()
+
+
+async def test_what_only_triggers_need_is_not_asked_of_a_table_that_a_writer_tells_of(postgres_dsn: str) -> None:
+    conn = await asyncpg.connect(postgres_dsn)
+    await outbox.install(conn)
+    await conn.execute(
+        """
+        create table kv_store (key text primary key, value jsonb not null) partition by hash (key);
+        create table kv_store_0 partition of kv_store for values with (modulus 2, remainder 0);
+        create table kv_store_1 partition of kv_store for values with (modulus 2, remainder 1);
+        """
+    )
+    with pytest.raises(CaptureRefused):
+        await capture.install(conn, shop())
+    await capture.install(conn, shop(), triggers=False)
+    writer = DualWriter("shop", table="kv_store")
+    async with conn.transaction():
+        for number in range(8):
+            await writer.put(conn, f"order:{number}", {})
+    assert await conn.fetchval("select count(*) from replank_outbox.event") == 8
+    await conn.close()
+
+
+async def test_an_applier_may_not_write_to_a_store_that_takes_the_writes_of_a_writer(postgres_dsn: str) -> None:
+    conn = await asyncpg.connect(postgres_dsn)
+    await outbox.install(conn)
+    await conn.execute(TABLE)
+    await capture.install(conn, shop(), triggers=False)
+    with pytest.raises(asyncpg.PostgresError) as refused:
+        await conn.execute("select replank_m_shop.restore(array['order:1'], array['{}'::jsonb], array[1], array[''])")
+    assert refused.value.sqlstate == authority.APPLIER_REFUSED
+    assert await conn.fetchval("select count(*) from kv_store") == 0
+    await conn.close()
+
+
+async def test_a_table_that_a_retired_migration_has_left_closed_is_refused_by_name(sides: Sides) -> None:
+    async with sides.source.acquire() as conn:
+        await retired.close(conn, "earlier", "source", ["kv_store"])
+        (found,) = await preconditions.of_source(conn, sides.mapping)
+        assert found.code == "retired"
+        assert "replank_retired.earlier_source()" in found.fix
+        await conn.execute(retired.opened_by("earlier", "source"))
+        assert await preconditions.of_source(conn, sides.mapping) == []
 
 
 async def test_a_database_without_an_outbox_is_refused(postgres_dsn: str) -> None:

@@ -302,6 +302,13 @@ async def test_a_token_that_comes_back_asks_the_database_once(shop: Shop) -> Non
 # Comparing
 
 
+async def as_applier(shop: Shop, statement: str) -> None:
+    """Change the tables behind the back of everybody who would tell."""
+    async with shop.sides.target.acquire() as conn, conn.transaction():
+        await conn.execute("set local replank_migrate.applier = 'shop'")
+        await conn.execute(statement)
+
+
 async def test_answers_that_agree_are_counted_where_the_migration_looks(shop: Shop, spans: Spans) -> None:
     await shop.put('{"total": 1}')
     await shop.sides.carry()
@@ -325,9 +332,7 @@ async def test_answers_that_differ_are_a_mismatch_and_never_the_answer(
 ) -> None:
     await shop.put('{"total": 1, "note": "secret"}')
     await shop.sides.carry()
-    async with shop.sides.target.acquire() as conn:
-        await conn.execute("set replank_migrate.applier = 'shop'")
-        await conn.execute("update orders set total = 2")
+    await as_applier(shop, "update orders set total = 2")
     shop.mode("compare")
     assert await shop.get() == {"total": 1, "note": "secret"}
     await shop.router.close()
@@ -355,6 +360,54 @@ async def test_a_write_on_its_way_is_no_mismatch(shop: Shop) -> None:
     await shop.get(tables=tables)
     await shop.router.close()
     assert await shop.counted() == {"late": 1}
+
+
+@pytest.mark.parametrize("late", ["order:1", "order:2"])
+async def test_while_a_change_before_the_read_is_not_applied_nobody_can_tell(shop: Shop, late: str) -> None:
+    await shop.put('{"total": 1}')
+    await shop.sides.carry()
+    await shop.sides.put(late, {"total": 2})
+    await as_applier(shop, "update orders set total = 3")
+    shop.mode("compare")
+    await shop.get()
+    await shop.router.close()
+    assert await shop.counted() == {"unsettled": 1}
+    # Once it is applied, a difference is told by the next read.
+    await shop.sides.carry()
+    await as_applier(shop, "update orders set total = 3")
+    await shop.get()
+    await shop.router.close()
+    assert await shop.counted() == {"unsettled": 1, "mismatch": 1}
+
+
+async def test_only_what_was_told_before_the_read_and_will_be_applied_is_waited_for(shop: Shop) -> None:
+    behind = shop.router._comparisons._behind
+    await shop.put('{"total": 1}')
+    assert await behind(0)
+    assert not await behind(60)
+    await shop.sides.carry()
+    assert not await behind(0)
+    await shop.sides.put("order:💩", {"total": 1})
+    assert await behind(0)
+    # What an operator took out of the way never comes.
+    await shop.sides.source.execute(
+        """
+        insert into replank_outbox.quarantine (event_id, id, reason, created_at, topic, type, source)
+        select event_id, id, 'too large', created_at, topic, type, source from replank_outbox.event
+        """
+    )
+    assert not await behind(0)
+
+
+async def test_after_the_cut_over_the_key_value_store_is_waited_for(shop: Shop) -> None:
+    await shop.put('{"total": 1}')
+    await shop.sides.flip("source")
+    behind = shop.router._comparisons._behind
+    assert not await behind(0)
+    await shop.sides.target.execute("update orders set total = 2")
+    assert await behind(0)
+    await shop.sides.carry("target")
+    assert not await behind(0)
 
 
 async def test_a_record_that_never_stands_still_is_no_mismatch(shop: Shop) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replank.migrate.client import InvalidToken, Token, carry_trace, token_of
+from replank.migrate.client import (
+    InvalidToken,
+    NoAuthority,
+    Token,
+    WritesElsewhere,
+    carry_trace,
+    token_of,
+    token_of_records,
+)
 from replank.migrate.client.token import MOST_PAIRS, Written
 from replank.outbox import NotInTransaction
+from replank.testing import eventually
+from replank.testing.servers import waiting_for_locks
 
 from .sides import PUT, both_sides
 
@@ -106,6 +118,83 @@ async def test_of_a_large_write_a_token_has_the_last_records(postgres_server: st
         newest = {change.key: change.version for change in await sides.changes()}
         assert 1 < len(token.writes) <= MOST_PAIRS
         assert all(newest[one.key] == one.version for one in token)
+
+
+@pytest.mark.parametrize("change", ["do nothing", "do update set value = excluded.value where kv_store.value is null"])
+async def test_a_write_that_is_repeated_is_covered_though_it_changes_nothing(postgres_server: str, change: str) -> None:
+    async with both_sides(postgres_server, databases=1) as sides:
+        await sides.put("order:1", {"total": 1})
+        async with sides.source.acquire() as conn, conn.transaction():
+            await conn.execute(f"insert into kv_store values ('order:1', '{{}}') on conflict (key) {change}")
+            assert await token_of(conn) == Token()
+            (written,) = await token_of_records(conn, "shop", "source", ["order:1"])
+        newest = max(await sides.changes(), key=lambda change: change.version)
+        assert written == Written("source", "order:1", newest.version)
+        await sides.carry()
+        assert await sides.target.fetchval("select version from replank_m_shop.applied") == written.version
+        assert await sides.record("order:1") == {"total": 1}
+
+
+async def test_a_record_that_was_changed_is_not_told_again(postgres_server: str) -> None:
+    async with both_sides(postgres_server, databases=1) as sides:
+        async with sides.source.acquire() as conn, conn.transaction():
+            await conn.execute(PUT, "order:1", "{}")
+            keys = ["order:1", "order:1", "order:none"]
+            assert await token_of_records(conn, "shop", "source", keys) == await token_of(conn)
+        assert [change.key for change in await sides.changes()] == ["order:1"]
+
+
+async def test_a_deletion_that_is_repeated_is_covered(postgres_server: str) -> None:
+    async with both_sides(postgres_server, databases=1) as sides:
+        await sides.put("order:1", {"total": 1})
+        await sides.source.execute("delete from kv_store")
+        async with sides.source.acquire() as conn, conn.transaction():
+            await conn.execute("delete from kv_store where key = 'order:1'")
+            (written,) = await token_of_records(conn, "shop", "source", ["order:1"])
+        *_, deletion = await sides.changes()
+        assert (deletion.op, written) == ("delete", Written("source", "order:1", deletion.version))
+
+
+async def test_what_another_writes_at_the_same_time_is_not_told_past(postgres_server: str) -> None:
+    async with both_sides(postgres_server, databases=1) as sides:
+        await sides.put("order:1", {"total": 1})
+        async with sides.source.acquire() as writer, sides.source.acquire() as conn:
+            transaction = writer.transaction()
+            await transaction.start()
+            await writer.execute(PUT, "order:1", '{"total": 2}')
+
+            async def repeat() -> Token:
+                async with conn.transaction():
+                    return await token_of_records(conn, "shop", "source", ["order:1"])
+
+            repeating = asyncio.create_task(repeat())
+            await eventually(lambda: waiting_for_locks(sides.source), "the repetition waits for the writer")
+            await transaction.commit()
+            (written,) = await repeating
+        _, change, again = await sides.changes()
+        assert (again.value, again.version) == ('{"total": 2}', written.version)
+        assert change.version < again.version
+
+
+async def test_a_write_to_the_tables_that_is_repeated_is_covered(postgres_server: str) -> None:
+    async with both_sides(postgres_server, databases=1) as sides:
+        await sides.flip("source")
+        async with sides.target.acquire() as conn, conn.transaction():
+            tokens = await token_of_records(conn, "shop", "target", ["order:1"])
+        (change,) = await sides.changes("target")
+        assert list(tokens) == [Written("target", "order:1", change.version)]
+        async with sides.source.acquire() as conn:
+            with pytest.raises(WritesElsewhere):
+                await token_of_records(conn, "shop", "source", ["order:1"])
+            with pytest.raises(NoAuthority):
+                await token_of_records(conn, "other", "source", ["order:1"])
+
+
+async def test_in_one_transaction_there_is_nothing_to_wait_for(postgres_server: str) -> None:
+    async with both_sides(postgres_server, databases=1, same_transaction=True) as sides:
+        await sides.put("order:1", {"total": 1})
+        async with sides.source.acquire() as conn, conn.transaction():
+            assert await token_of_records(conn, "shop", "source", ["order:1"]) == Token()
 
 
 async def test_a_trace_is_carried_by_a_transaction_alone(pool: asyncpg.Pool) -> None:

@@ -12,8 +12,8 @@ import pytest_asyncio
 from opentelemetry import trace
 
 from replank import outbox
-from replank.migrate import authority, capture
-from replank.migrate.client import DualWriter, NoAuthority, WriteRouter, WritesElsewhere, WritesHeld, carry_trace
+from replank.migrate import authority, capture, retired
+from replank.migrate.client import DualWriter, WriteRouter, WritesElsewhere, WritesHeld, carry_trace
 from replank.outbox import NotInTransaction
 from replank.testing import eventually
 from replank.testing.spans import Spans, attributes
@@ -185,9 +185,21 @@ async def test_a_dual_writer_tells_of_what_it_writes(bare: asyncpg.Connection) -
         ("order:1", "upsert", {"total": 1}),
         ("order:1", "upsert", {"total": 2}),
         ("order:1", "delete", None),
-        ("order:none", "delete", None),
     ]
     assert await bare.fetchval("select count(*) from kv_store") == 0
+
+
+async def test_what_a_dual_writer_did_not_find_it_does_not_tell_of(bare: asyncpg.Connection, postgres_dsn: str) -> None:
+    writer = DualWriter("shop", table="kv_store")
+    other = await asyncpg.connect(postgres_dsn)
+    async with other.transaction():
+        await writer.put(other, "order:1", {"total": 1})
+        # It does not see the record, which is there afterwards.
+        async with bare.transaction():
+            await writer.delete(bare, "order:1")
+    await other.close()
+    assert await bare.fetchval("select count(*) from kv_store") == 1
+    assert [op for _, op, _ in await told(bare)] == ["upsert"]
 
 
 async def test_a_dual_writer_keeps_to_the_authority(bare: asyncpg.Connection) -> None:
@@ -203,12 +215,69 @@ async def test_a_dual_writer_keeps_to_the_authority(bare: asyncpg.Connection) ->
     assert await told(bare) == []
 
 
-async def test_a_dual_writer_needs_a_transaction_and_a_migration(bare: asyncpg.Connection) -> None:
+async def test_a_dual_writer_needs_a_transaction(bare: asyncpg.Connection) -> None:
     with pytest.raises(NotInTransaction):
         await DualWriter("shop", table="kv_store").put(bare, "order:1", {})
-    with pytest.raises(NoAuthority):
+
+
+async def test_a_dual_writer_only_writes_before_a_migration_and_after_one_that_was_taken_back(
+    bare: asyncpg.Connection, postgres_dsn: str
+) -> None:
+    writer = DualWriter("shop", table="kv_store")
+    await capture.remove(bare, "shop")
+    early = await asyncpg.connect(postgres_dsn)
+    transaction = early.transaction(isolation="repeatable_read")
+    await transaction.start()
+    await early.fetchval("select count(*) from kv_store")
+    async with bare.transaction():
+        await writer.put(bare, "order:1", {})
+    await capture.install(bare, shop(), triggers=False)
+    # Its snapshot knows of no migration: it may not write past it, and has to be run again.
+    with pytest.raises(WritesElsewhere):
+        await writer.put(early, "order:2", {})
+    await transaction.rollback()
+    async with early.transaction(isolation="repeatable_read"):
+        await writer.put(early, "order:2", {})
+    await early.close()
+    assert await told(bare) == [("order:2", "upsert", {})]
+    assert await bare.fetchval("select count(*) from kv_store") == 2
+
+
+async def test_a_migration_by_a_writer_begins_when_those_who_did_not_tell_have_ended(
+    bare: asyncpg.Connection, postgres_dsn: str
+) -> None:
+    await capture.remove(bare, "shop")
+    early = await asyncpg.connect(postgres_dsn)
+    async with early.transaction():
+        await DualWriter("shop", table="kv_store").put(early, "order:1", {})
+        installing = asyncio.create_task(capture.install(bare, shop(), triggers=False))
+        waits = "select exists (select from pg_locks where relation = 'kv_store'::regclass and not granted)"
+        await eventually(lambda: early.fetchval(waits), "it waits")
+        assert not installing.done()
+    await installing
+    await early.close()
+    assert await told(bare) == []
+
+
+async def test_a_dual_writer_of_a_retired_migration_sends_its_writes_to_the_tables(
+    bare: asyncpg.Connection,
+) -> None:
+    writer = DualWriter("shop", table="kv_store")
+    await retired.close(bare, "shop", "source", ["kv_store"], triggers=False)
+    await capture.remove(bare, "shop")
+
+    async def in_kv() -> str:
         async with bare.transaction():
-            await DualWriter("other", table="kv_store").put(bare, "order:1", {})
+            await writer.put(bare, "order:1", {})
+        return "kv"
+
+    async def in_tables() -> str:
+        return "tables"
+
+    assert await WriteRouter("shop").write(kv=in_kv, tables=in_tables) == "tables"
+    assert await bare.fetchval("select count(*) from kv_store") == 0
+    await bare.execute(retired.opened_by("shop", "source"))
+    assert await in_kv() == "kv"
 
 
 async def test_the_trace_of_a_write_is_that_of_its_change(bare: asyncpg.Connection, spans: Spans) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -186,6 +187,20 @@ async def test_what_is_not_carried_in_time_is_undone(move: Move) -> None:
                 await flip.to_tables(move.stores, within=3)
         assert await states(move) == ("open", "closed")
         await put(conn, [("order:2", order(2))])
+
+
+async def test_a_taking_side_that_cannot_be_opened_holds_nobody_for_long(move: Move) -> None:
+    async with carried(move), connected(move.target) as busy:
+        transaction = busy.transaction()
+        await transaction.start()
+        await busy.execute(f"select from {move.schema}.authority for update")
+        began = time.monotonic()
+        with pytest.raises(FlipUndone, match="locked"):
+            await flip.to_tables(move.stores, within=2)
+        assert time.monotonic() - began < 10
+        assert await states(move) == ("open", "closed")
+        await transaction.rollback()
+        assert (await flip.to_tables(move.stores, within=20)).side == "target"
 
 
 async def test_a_cancelled_flip_is_undone(move: Move) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from uuid import RFC_4122, UUID
 
 import asyncpg
 import pytest
@@ -21,6 +22,8 @@ _ROWS = """
     select event_id::text, topic, key, type, source, subject, value, traceparent, headers::text
       from replank_outbox.event order by id
 """
+_APPEND_ORDERED = "select replank_outbox.append_ordered($1, $2, $3, $4, $5)"
+_TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 _HELD = """
     select count(*) from pg_locks
      where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
@@ -176,6 +179,43 @@ async def test_arrays_of_different_length_and_bad_members_are_refused(db: asyncp
 async def put_many_large(db: asyncpg.Pool) -> None:
     async with db.acquire() as conn:
         await put_many(conn, "t", ["key"], b"x" * 1_000_000)
+
+
+@pytest.mark.parametrize("keys", [["a"], ["b", "a", "ä"]])
+async def test_a_caller_with_an_order_of_its_own_appends_without_locks(db: asyncpg.Pool, keys: list[str]) -> None:
+    payloads = [f"of {key}".encode() for key in keys]
+    async with db.acquire() as conn, db.acquire() as other, conn.transaction():
+        await conn.execute(_APPEND_ORDERED, "t", "t.v1", keys, payloads, _TRACEPARENT)
+        assert await conn.fetchval(_HELD) == 0
+        async with asyncio.timeout(5):
+            await put(other, "t", "a")
+    rows = [row for row in await db.fetch(_ROWS) if row["traceparent"]]
+    assert [(row["topic"], row["key"], row["type"], row["value"]) for row in rows] == [
+        ("t", key, "t.v1", payload) for key, payload in zip(keys, payloads, strict=True)
+    ]
+    assert {row["traceparent"] for row in rows} == {_TRACEPARENT}
+    ids = [UUID(row["event_id"]) for row in rows]
+    assert ids == sorted(set(ids))
+    assert {(id_.version, id_.variant) for id_ in ids} == {(7, RFC_4122)}
+    assert await db.fetchval("select bool_and(bucket = replank_outbox.bucket(key)) from replank_outbox.event")
+
+
+@pytest.mark.parametrize(
+    ("topic", "keys", "sizes", "text"),
+    [
+        ("", ["k"], [1], "must not be empty"),
+        ("t", ["k", ""], [1, 1], "must not be empty"),
+        ("t", ["k", "l"], [1], "one payload a key"),
+        ("t", ["k", "l"], [1, 1_000_000], "event 2 of append_ordered has 1000001 bytes"),
+    ],
+)
+async def test_what_cannot_be_published_is_refused_there_too(
+    db: asyncpg.Pool, topic: str, keys: list[str], sizes: list[int], text: str
+) -> None:
+    with pytest.raises(asyncpg.PostgresError, match=text):
+        await db.execute(_APPEND_ORDERED, topic, "t.v1", keys, [b"x" * size for size in sizes], None)
+    # All together may be larger than one.
+    await db.execute(_APPEND_ORDERED, "t", "t.v1", ["k", "l"], [b"x" * 600_000] * 2, None)
 
 
 async def test_two_transactions_with_one_key_run_one_after_the_other(db: asyncpg.Pool) -> None:

@@ -14,8 +14,8 @@ app = typer.Typer(
 
     A migration goes planned > capturing > backfilling > verifying > shadow_reads > new_with_fallback > new_only >
     completed. `start` and `advance` lead it on, each refused with what is missing until the next phase is safe;
-    `status` says what that is. `rollback` leads back from anywhere. Whatever the command started goes on in the schema
-    service: leaving `--wait` or `--watch` by Ctrl-C changes nothing.
+    `status` says what that is. `rollback` leads back from anywhere, until `retire` ends it for good. Whatever the
+    command started goes on in the schema service: leaving `--wait` or `--watch` by Ctrl-C changes nothing.
 
     Exit status: 0 it is done, or was accepted; 1 it was refused, did not come to pass, or something was found that is
     not as it should be (`check`, `compare --wait`); 2 the command was not understood.
@@ -38,6 +38,7 @@ for panel, name, command in (
     (_LIFE, "resume", phases.resume),
     (_LIFE, "rollback", phases.rollback),
     (_LIFE, "cancel", phases.cancel),
+    (_LIFE, "retire", phases.retire),
     (_LIFE, "set", phases.set_),
     (_LIFE, "reads", phases.reads),
     (_LOOK, "status", phases.status),

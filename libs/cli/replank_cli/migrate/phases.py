@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,6 +17,18 @@ from replank_cli.migrate.options import Json, Named, Reason, Timeout, Token, Url
 from replank_cli.migrate.service import Schema, schema, segment
 from replank_cli.migrate.views import AuditLine, Migration, Summary
 
+
+class Capture(StrEnum):
+    """What tells of changes of the key-value table."""
+
+    TRIGGERS = "triggers"
+    WRITER = "writer"
+
+
+_OPEN: Final = (
+    "Let the store that takes no writes take them again, unnoticed. By default it goes on refusing them, "
+    "so that a writer that was forgotten is told."
+)
 _DROP: Final = "Drop the tables, too. By default they stay as they are, and nothing writes them any more."
 
 
@@ -35,8 +48,12 @@ def plan(
         list[str] | None, typer.Option(help="A read of the application that moves by itself. Repeat for each.")
     ] = None,
     same_transaction: Annotated[
-        bool, typer.Option("--same-transaction", help="One database: triggers write the tables themselves, no Kafka.")
+        bool, typer.Option("--same-transaction", help="One database: capture writes the tables itself, no Kafka.")
     ] = False,
+    capture: Annotated[
+        Capture,
+        typer.Option(help="What tells of writes: triggers, or a DualWriter in every writer, where none may be."),
+    ] = Capture.TRIGGERS,
     partitions: Annotated[int, typer.Option(min=1, max=64, help="Of the change topics: so many appliers.")] = 3,
     sample: Annotated[int, typer.Option(min=0, help="Records that are tried before a start. 0: none.")] = 1000,
     max_rejects: Annotated[float, typer.Option(min=0, max=1, help="The share of them that may be rejected.")] = 0.02,
@@ -53,6 +70,7 @@ def plan(
         "target": target,
         "options": {
             "same_transaction": same_transaction,
+            "capture": capture,
             "partitions": partitions,
             "endpoints": endpoint or [],
             "dry_run_sample": sample,
@@ -170,6 +188,44 @@ def cancel(
     _ask_before_dropping(migration, drop_tables and not yes)
     body = {"reason": why, "tables": _tables(drop_tables)}
     _command(migration, "cancel", body, url, token, as_json=as_json, wait=wait, timeout=timeout)
+
+
+def retire(
+    migration: Named,
+    open_: Annotated[bool, typer.Option("--open", help=_OPEN)] = False,
+    drop_tables: Annotated[
+        bool, typer.Option("--drop-tables", help="Of one that was taken back: drop the tables that were kept.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for its name first.")] = False,
+    reason: Reason = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
+    url: Url = None,
+    token: Token = None,
+    as_json: Json = False,
+) -> None:
+    """End it for good, once it is completed, rolled back or cancelled. There is no way back.
+
+    Its schemas and functions are taken out of both databases, its topics out of Kafka, and its name is free. The
+    records of the key-value table stay where they are, and nobody can write to them any more; the application's routers
+    go on working.
+    """
+    if open_ and drop_tables:
+        raise ConfigurationError("--open and --drop-tables do not go together", fix="give one of them")
+    why = reason_of(reason)
+    with schema(url, token) as service:
+        found = service.migration(migration)
+        if not yes:
+            typed = typer.prompt(
+                f"this cannot be taken back; type {found.name} to retire it", default="", show_default=False, err=True
+            )
+            if typed != found.name:
+                raise typer.Abort
+        leave = "open" if open_ else "dropped" if drop_tables else "closed"
+        answer = service.post(f"/{found.id}/retire", {"reason": why, "leave": leave, "expected": found.phase})
+        if wait:
+            answer = _wait_until_there(service, answer, timeout)
+    _done(answer, as_json=as_json)
 
 
 def status(

@@ -14,7 +14,7 @@ import stamina.instrumentation
 from pydantic import TypeAdapter, ValidationError
 
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
-from replank_cli.migrate.views import AT_REST, Condition, Migration, Page, Problem, Summary
+from replank_cli.migrate.views import AT_REST, OVER, Condition, Migration, Page, Problem, Summary
 
 #: Starting a migration looks into both databases and converts a sample before it answers.
 _TIMEOUT: Final = httpx.Timeout(60.0, connect=5.0)
@@ -93,10 +93,10 @@ class Schema:
             raise ConfigurationError(
                 f"there is no migration {named}", fix="`replank migrate list` shows those that there are"
             )
-        # One of a name at most is under way. Where none is, what was cancelled is meant by nobody.
+        # One of a name at most is under way. Where none is, what is over is meant by nobody.
         for chosen in (
             [one for one in found if one.phase not in AT_REST],
-            [one for one in found if one.phase != "cancelled"],
+            [one for one in found if one.phase not in OVER],
         ):
             if len(chosen) == 1:
                 return chosen[0].id

@@ -215,6 +215,8 @@ def _counted(progress: Progress) -> str:
 
 
 _END: Final = {
-    "completed": "This is the end of it. `replank migrate rollback` still leads back, by a backfill the other way.",
+    "completed": "This is the end of it. `replank migrate rollback` still leads back, by a backfill the other way, "
+    "until `replank migrate retire` takes what is left of it out of the databases.",
     "cancelled": "It was cancelled. Plan a new one to try again.",
+    "retired": "It was retired: its name is free. `replank migrate audit --evidence` tells how the old store was left.",
 }

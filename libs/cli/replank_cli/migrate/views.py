@@ -18,10 +18,12 @@ LIFE: Final = (
     "new_only",
     "completed",
 )
-#: In these no part of a migration is in the databases.
-AT_REST: Final = frozenset({"planned", "rolled_back", "cancelled"})
+#: In these no part of a migration is at work in the databases.
+AT_REST: Final = frozenset({"planned", "rolled_back", "cancelled", "retired"})
 #: Nothing follows on these by itself.
-ENDS: Final = frozenset({"completed", "rolled_back", "cancelled"})
+ENDS: Final = frozenset({"completed", "rolled_back", "cancelled", "retired"})
+#: There is no way on from these.
+OVER: Final = frozenset({"cancelled", "retired"})
 
 Item = TypeVar("Item")
 

@@ -120,8 +120,8 @@ class RecordChanged(Event, type="replank.schema.record.changed.v1", topic="repla
 
     Each migration has topics of its own below this one: ``replank.migrate.<name>`` for what is written to the
     key-value store, ``replank.migrate.<name>.reverse`` for what is written to the tables. Of two events of one key and
-    topic the one with the higher ``version`` holds. ``fetch`` says that the value is too large to travel: it is read
-    where it was written.
+    topic the one with the higher ``version`` holds. ``fetch`` says that the value does not travel, because it is large
+    or one of many: it is read where it was written, and may be gone from there by then.
     """
 
     key: Annotated[str, StringConstraints(min_length=1)]

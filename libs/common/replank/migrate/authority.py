@@ -4,7 +4,7 @@ Each side of a migration keeps one word about itself, which the triggers on its 
 (it takes the writes), ``held`` (nobody may write for the moment) or ``closed`` (the other side takes them). Before the
 cut-over the source is open and the target closed; the way there, and the way back, goes through ``held``::
 
-    await authority.hold(source_conn, "shop", "source")    # waits for the transactions that have written
+    await authority.hold(source_conn, "shop", "source")    # refuses all but those who have written, and waits for them
     ...                                                    # everything written is carried to the target
     await authority.open(target_conn, "shop", "target")
     await authority.close(source_conn, "shop", "source")
@@ -15,13 +15,15 @@ goes to the other store (`replank.migrate.client.WriteRouter` does).
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Final, Literal, get_args
 
 import asyncpg
 
 from replank.connection import Connection
 from replank.errors import ReplankError
-from replank.migrate.locks import with_locks
+from replank.migrate.locks import LocksNotGranted, with_locks
 from replank.migrate.sql import schema_of
 
 Side = Literal["source", "target"]
@@ -37,6 +39,9 @@ _READ_IN: Final = ".require_open("
 
 _STATE: Final = "select writes from {schema}.authority where side = $1"
 _SET: Final = "select {schema}.set_writes($1, $2)"
+_WRITING: Final = "select {schema}.writing($1)"
+
+_POLL_INTERVAL: Final = 0.01
 
 
 class WritesHeld(ReplankError):
@@ -67,26 +72,39 @@ async def state(conn: Connection, name: str, side: Side) -> Writes:
 
 
 async def hold(conn: Connection, name: str, side: Side, *, within: float = 30.0) -> Writes:
-    """Let nobody write to a side from now on; answers what it was before.
+    """Let nobody write to a side from now on; answers what it was before. ``conn`` has no open transaction.
 
-    Returns when every transaction that has written to it has ended. An open side's writers wait meanwhile, at most a
-    second at a time. Raises `NoAuthority`, `WrongStep` (a closed side), and `replank.migrate.locks.LocksNotGranted`
-    when a transaction stays open for ``within`` seconds; the side is then as it was.
+    Whoever comes is refused at once. A transaction that has written before may write on, and this returns when every
+    one of them has ended: it locks no table, so nobody waits for it. A statement that is still running has not written
+    yet; it is refused when it ends. Raises `NoAuthority`, `WrongStep` (a closed side), and
+    `replank.migrate.locks.LocksNotGranted` when a transaction stays open for ``within`` seconds; whatever it raises,
+    the side is then as it was, unless its database went away.
     """
-    return await with_locks(conn, lambda: _set(conn, name, side, "held"), within=within)
+    if conn.is_in_transaction():
+        raise WrongStep("a side cannot be held inside a transaction: nobody would know", fix="commit it first")
+    deadline = time.monotonic() + within
+    before = await state(conn, name, side)
+    try:
+        await with_locks(conn, lambda: _set(conn, name, side, "held"), within=within)
+        await _written(conn, name, side, deadline)
+    except BaseException:
+        if before == "open":
+            await asyncio.shield(open(conn, name, side))
+        raise
+    return before
 
 
-async def open(conn: Connection, name: str, side: Side) -> Writes:  # noqa: A001 - authority.open reads as what it does
-    """Let a held or closed side take the writes; answers what it was. Raises as `hold` does.
+async def open(conn: Connection, name: str, side: Side, *, within: float = 30.0) -> Writes:  # noqa: A001 - authority.open reads as what it does
+    """Let a held or closed side take the writes; answers what it was. Raises as `hold` does, with nothing changed.
 
     Whoever calls it knows that the other side is not open: across two databases nothing else can.
     """
-    return await with_locks(conn, lambda: _set(conn, name, side, "open"))
+    return await with_locks(conn, lambda: _set(conn, name, side, "open"), within=within)
 
 
-async def close(conn: Connection, name: str, side: Side) -> Writes:
+async def close(conn: Connection, name: str, side: Side, *, within: float = 30.0) -> Writes:
     """Send the writers of a held side to the other one; answers what it was. Raises as `hold` does."""
-    return await with_locks(conn, lambda: _set(conn, name, side, "closed"))
+    return await with_locks(conn, lambda: _set(conn, name, side, "closed"), within=within)
 
 
 def refusal(error: BaseException) -> WritesHeld | WritesElsewhere | None:
@@ -97,6 +115,8 @@ def refusal(error: BaseException) -> WritesHeld | WritesElsewhere | None:
     """
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, (WritesHeld, WritesElsewhere)):
+            return cause
         match getattr(cause, "sqlstate", None):
             case "RPL01":
                 return WritesHeld(str(cause), fix="try the transaction again in a moment")
@@ -106,6 +126,21 @@ def refusal(error: BaseException) -> WritesHeld | WritesElsewhere | None:
                 return WritesHeld("the authority for writes has moved", fix="run the transaction again")
         cause = cause.__cause__
     return None
+
+
+async def _written(conn: Connection, name: str, side: Side, deadline: float) -> None:
+    """Return when every transaction has ended that may have written before the side was held."""
+    statement = _WRITING.format(schema=schema_of(name))
+    open_: set[str] = set(await conn.fetchval(statement, side))
+    while open_:
+        if time.monotonic() > deadline:
+            raise LocksNotGranted(
+                f"{len(open_)} transactions that have written to the {side} of {name} stay open",
+                fix="look in pg_stat_activity for the long transactions on its tables, and try again",
+            )
+        await asyncio.sleep(_POLL_INTERVAL)
+        # Those who came later are refused: only the first are waited for.
+        open_.intersection_update(await conn.fetchval(statement, side))
 
 
 async def _set(conn: Connection, name: str, side: Side, writes: Writes) -> Writes:

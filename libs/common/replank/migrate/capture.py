@@ -44,11 +44,14 @@ _TRIGGERS: Final = """
 _SEQUENCE_CACHE: Final = "select seqcache from pg_sequence where seqrelid = to_regclass($1)"
 _GRANT_CLIENT: Final = """
     grant usage on schema {schema} to {role};
-    grant execute on function {schema}.written to {role};
+    grant execute on function {schema}.written, {schema}.retell_source, {schema}.told_by_source to {role};
     grant select on {schema}.restored, {schema}.authority to {role}
 """
+_WAIT_FOR_WRITERS: Final = "lock table {table} in share row exclusive mode"
+_HAS_TABLE: Final = "select to_regclass($1) is not null"
 _REMOVE: Final = """
-    drop function if exists {schema}.capture, {schema}.written, {schema}.carry, {schema}.restore;
+    drop function if exists {schema}.capture, {schema}.written, {schema}.carry, {schema}.changes, {schema}.restore,
+                            {schema}.retell_source, {schema}.told_by_source;
     drop table if exists {schema}.restored
 """
 
@@ -82,7 +85,8 @@ async def install(conn: Connection, mapping: Mapping, *, same_transaction: bool 
     roles need no rights of their own. Raises `CaptureRefused`, with nothing touched, for what
     `replank.migrate.preconditions.of_source` finds, and `replank.migrate.locks.LocksNotGranted`.
     """
-    if findings := await preconditions.of_source(conn, mapping, same_transaction=same_transaction):
+    findings = await preconditions.of_source(conn, mapping, same_transaction=same_transaction, triggers=triggers)
+    if findings:
         raise CaptureRefused(mapping.name, findings)
     found = await preconditions.table_facts(conn, relation(mapping.source.table))
     if found is None:  # it was there a moment ago
@@ -105,6 +109,9 @@ async def install(conn: Connection, mapping: Mapping, *, same_transaction: bool 
         await enter(conn, mapping, "source", "open", [table])
         if triggers:
             await conn.execute(script("source_triggers.sql", variables))
+        else:
+            # As making triggers does: whoever has written without telling has ended, whoever writes now tells.
+            await conn.execute(_WAIT_FOR_WRITERS.format(table=table))
 
     await with_locks(conn, put_in)
     _log.info("capture installed", extra={"migration": mapping.name, "same_transaction": same_transaction})
@@ -174,13 +181,20 @@ async def leave(conn: Connection, name: str, side: Side) -> None:
     schema = schema_of(name)
     tables: list[str] = await conn.fetchval(_LEAVE.format(schema=schema), side) or []
     for table in tables:
-        await take_triggers_off(conn, name, table)
+        if not await take_triggers_off(conn, name, table) and await conn.fetchval(_HAS_TABLE, table):
+            # As dropping triggers does: whoever has told of a change has committed it, and nobody tells any more.
+            await conn.execute(_WAIT_FOR_WRITERS.format(table=table))
 
 
-async def take_triggers_off(conn: Connection, name: str, table: str) -> None:
-    """Take the migration's triggers off one table (as SQL reads it), in the transaction that is open on ``conn``."""
-    for row in await conn.fetch(_TRIGGERS, schema_of(name), table):
+async def take_triggers_off(conn: Connection, name: str, table: str) -> bool:
+    """Take the migration's triggers off one table (as SQL reads it), in the transaction that is open on ``conn``.
+
+    Tells whether there were any.
+    """
+    found = await conn.fetch(_TRIGGERS, schema_of(name), table)
+    for row in found:
         await conn.execute(f"drop trigger if exists {identifier(row['tgname'])} on {table}")
+    return bool(found)
 
 
 async def verify_triggers(conn: Connection, name: str, table: str) -> list[Finding]:

@@ -19,6 +19,7 @@ import asyncpg
 from replank.connection import POSTGRES_ERRORS, Connection
 from replank.errors import ReplankError
 from replank.inbox.outcome import is_transient
+from replank.migrate import retired
 from replank.migrate.compile import Compiled, Constraint, IndexBuild, Table
 from replank.migrate.isolation import is_of_the_data
 from replank.migrate.locks import with_locks
@@ -79,9 +80,9 @@ class ConstraintViolated(ReplankError):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A constraint that rows do not satisfy. ``keys``: of their records, one for each row, at most as many as asked."""
+    """What rows do not satisfy. ``keys``: of their records, one for each row, at most as many as were asked for."""
 
-    constraint: Constraint
+    constraint: Constraint | IndexBuild
     keys: tuple[str, ...]
 
 
@@ -132,6 +133,8 @@ async def check(conn: Connection, compiled: Compiled, *, anew: bool = False) -> 
             faults += await _cannot_create(conn, table)
             continue
         faults += await _differences(conn, table)
+        if guard := await retired.closed_by(conn, table.sql):
+            faults.append(f"the table {table.name} refuses writes by {guard}, which a retired migration has left")
         if (anew or not installed) and await conn.fetchval(_HAS_ROWS.format(table=table.sql)):
             faults.append(f"the table {table.name} holds rows already")
     if not installed and not await conn.fetchval(_MAY_CREATE_SCHEMA):
@@ -206,14 +209,18 @@ async def add_constraints(dsn: str, compiled: Compiled, *, limits: Limits = _DEF
             await _constrain(conn, constraint, limits)
 
 
-async def violations(conn: Connection, constraints: Iterable[Constraint], *, at_most: int) -> list[Violation]:
-    """The constraints that rows of the target do not satisfy, whether they were added or not. Reads only.
+async def violations(
+    conn: Connection, constraints: Iterable[Constraint | IndexBuild], *, at_most: int
+) -> list[Violation]:
+    """The constraints and unique indexes that rows of the target do not satisfy, whether they are there or not.
 
-    Each table is read as a whole, until ``at_most`` rows are found. A row is counted also where the one that it refers
-    to is on its way: while appliers are at work, ask again before you believe it.
+    Reads only. Each table is read as a whole, until ``at_most`` rows are found. A row is counted also where the one
+    that it refers to is on its way: while appliers are at work, ask again before you believe it.
     """
     found = []
     for constraint in constraints:
+        if constraint.violated is None:
+            continue
         rows = await conn.fetch(f"{constraint.violated} limit $1", at_most)
         if rows:
             found.append(Violation(constraint, tuple(row[0] for row in rows)))

@@ -31,6 +31,7 @@ from replank.errors import ReplankError
 from replank.migrate import authority, topics
 from replank.migrate.authority import Side, Writes
 from replank.migrate.isolation import name_of
+from replank.migrate.locks import LocksNotGranted
 from replank.migrate.session import backoff, session
 from replank.migrate.topics import Direction
 from replank.outbox.status import status
@@ -41,6 +42,10 @@ _PART: Final = "flip"
 _STATEMENT_TIMEOUT: Final = 60.0
 _POLL_INTERVAL: Final = 0.02
 _LONGEST_PAUSE: Final = 1.0
+# Opening the taking side is given this many seconds even where holding and draining have used up all there was.
+_TO_OPEN: Final = 1.0
+# What is decided has to be done, and undoing has to succeed.
+_TO_CLOSE: Final = 30.0
 _TRY_LOCK: Final = "select pg_try_advisory_lock(hashtextextended($1, 0))"
 
 Step = Literal["held", "drained", "opened", "closed"]
@@ -83,7 +88,10 @@ class Stores:
 
 @dataclass(frozen=True, slots=True)
 class Flipped:
-    """The side that takes the writes now, and for how many seconds, at most, writers were held."""
+    """The side that takes the writes now, and for how many seconds, at most, writers were held.
+
+    That is until the leaving side says that it is closed: a writer who asks there learns only then where to go.
+    """
 
     side: Side
     held: float
@@ -95,8 +103,9 @@ OnStep = Callable[[Step], Awaitable[None]]
 async def to_tables(stores: Stores, *, within: float = 5.0, on_step: OnStep | None = None) -> Flipped:
     """Let the tables take the writes. ``within``: how many seconds writers may be held before it is undone.
 
-    ``on_step`` is called after each step, while the next one waits for it. Calling it where the tables take the writes
-    already does nothing. Raises `FlipUndone`, `FlipInProgress`, `FlipUndecided`, `AuthorityBroken`, and
+    The last step, one row of the taking side, is given a second at least, so it may be that much more. ``on_step`` is
+    called after each step, while the next one waits for it. Calling it where the tables take the writes already does
+    nothing. Raises `FlipUndone`, `FlipInProgress`, `FlipUndecided`, `AuthorityBroken`, and
     `replank.migrate.authority.NoAuthority` where capture is not installed.
     """
     return await _flip(stores, _Way("source", "target", "forward"), within, on_step)
@@ -118,8 +127,8 @@ async def recover(stores: Stores, *, within: float = 30.0) -> Side:
     while True:
         try:
             async with _alone(stores, max(0.0, deadline - time.monotonic())) as sides:
-                return await _settle(sides)
-        except POSTGRES_ERRORS as error:
+                return await _settle(sides, max(_TO_OPEN, deadline - time.monotonic()))
+        except (*POSTGRES_ERRORS, LocksNotGranted) as error:
             pause = backoff(attempt, _LONGEST_PAUSE)
             attempt += 1
             if time.monotonic() + pause > deadline:
@@ -151,14 +160,14 @@ class _Sides:
     async def state(self, side: Side) -> Writes:
         return await authority.state(self.connections[side], self.name, side)
 
-    async def open(self, side: Side) -> None:
-        await authority.open(self.connections[side], self.name, side)
+    async def open(self, side: Side, *, within: float) -> None:
+        await authority.open(self.connections[side], self.name, side, within=within)
 
     async def hold(self, side: Side, *, within: float) -> None:
         await authority.hold(self.connections[side], self.name, side, within=within)
 
-    async def close(self, side: Side) -> None:
-        await authority.close(self.connections[side], self.name, side)
+    async def close(self, side: Side, *, within: float) -> None:
+        await authority.close(self.connections[side], self.name, side, within=within)
 
 
 @asynccontextmanager
@@ -181,7 +190,7 @@ async def _alone(stores: Stores, within: float) -> AsyncIterator[_Sides]:
         yield _Sides(stores.name, sides)
 
 
-async def _settle(sides: _Sides) -> Side:
+async def _settle(sides: _Sides, within: float) -> Side:
     state = (await sides.state("source"), await sides.state("target"))
     match state:
         case ("open", "closed"):
@@ -189,16 +198,16 @@ async def _settle(sides: _Sides) -> Side:
         case ("closed", "open"):
             return "target"
         case ("held", "closed"):
-            await sides.open("source")
+            await sides.open("source", within=within)
             found: Side = "source"
         case ("open", "held"):
-            await sides.close("target")
+            await sides.close("target", within=within)
             found = "source"
         case ("closed", "held"):
-            await sides.open("target")
+            await sides.open("target", within=within)
             found = "target"
         case ("held", "open"):
-            await sides.close("source")
+            await sides.close("source", within=within)
             found = "target"
         case _:
             raise AuthorityBroken(
@@ -210,9 +219,10 @@ async def _settle(sides: _Sides) -> Side:
 
 
 async def _flip(stores: Stores, way: _Way, within: float, on_step: OnStep | None) -> Flipped:
+    began = time.monotonic()
     try:
         async with _alone(stores, within) as sides:
-            if await _settle(sides) == way.taking:
+            if await _settle(sides, within) == way.taking:
                 return Flipped(way.taking, 0.0)
             return await _move(stores, sides, way, within, on_step)
     except _Undecided as undecided:
@@ -223,7 +233,7 @@ async def _flip(stores: Stores, way: _Way, within: float, on_step: OnStep | None
         raise cause
     if side != way.taking:
         raise FlipUndone(f"the flip of {stores.name} was undone: {name_of(cause)}") from cause
-    return Flipped(way.taking, within)
+    return Flipped(way.taking, time.monotonic() - began)
 
 
 async def _move(stores: Stores, sides: _Sides, way: _Way, within: float, on_step: OnStep | None) -> Flipped:
@@ -235,26 +245,39 @@ async def _move(stores: Stores, sides: _Sides, way: _Way, within: float, on_step
             await _drain(stores, sides.connections[way.leaving], way.direction, began + within)
         await _tell(on_step, "drained")
     except BaseException as error:
-        # Also when it is cancelled: nobody may be left waiting. Nothing has happened on the taking side.
-        try:
-            await asyncio.shield(sides.open(way.leaving))
-        except POSTGRES_ERRORS:
-            raise _Undecided from error
-        if isinstance(error, (*POSTGRES_ERRORS, ReplankError)):
-            raise FlipUndone(f"the flip of {stores.name} was undone: {name_of(error)}") from error
+        await _undo(sides, way, error)
         raise
     try:
-        await sides.open(way.taking)
-        held = time.monotonic() - began
-        await _tell(on_step, "opened")
-        await sides.close(way.leaving)
+        await sides.open(way.taking, within=max(_TO_OPEN, began + within - time.monotonic()))
+    except LocksNotGranted as error:
+        await _undo(sides, way, error)
+        raise
     except BaseException as error:
         raise _Undecided from error
+    try:
+        await _tell(on_step, "opened")
+        await sides.close(way.leaving, within=_TO_CLOSE)
+    except BaseException as error:
+        raise _Undecided from error
+    held = time.monotonic() - began
     await _tell(on_step, "closed")
     _log.info(
         "the authority has moved", extra={"migration": stores.name, "side": way.taking, "held_seconds": round(held, 3)}
     )
     return Flipped(way.taking, held)
+
+
+async def _undo(sides: _Sides, way: _Way, error: BaseException) -> None:
+    """Open the leaving side again, where nothing has happened on the taking side. Raises what ``error`` comes to.
+
+    Also where it was cancelled, for which it raises nothing: nobody may be left waiting.
+    """
+    try:
+        await asyncio.shield(sides.open(way.leaving, within=_TO_CLOSE))
+    except (*POSTGRES_ERRORS, LocksNotGranted):
+        raise _Undecided from error
+    if isinstance(error, (*POSTGRES_ERRORS, ReplankError)):
+        raise FlipUndone(f"the flip of {sides.name} was undone: {name_of(error)}") from error
 
 
 async def _drain(stores: Stores, conn: Connection, direction: Direction, deadline: float) -> None:

@@ -38,20 +38,21 @@ async def with_locks(
     """Do ``work`` in a transaction of its own on ``conn``, again and again until it gets its locks.
 
     A lock is waited for ``patience`` seconds, but never for so long that the server ends a transaction of others for a
-    deadlock with this one; everything ends ``within`` seconds. ``work`` may be called several times;
-    what a failed call did is undone. Raises `LocksNotGranted`; other errors of ``work`` pass through.
+    deadlock with this one; after ``within`` seconds no lock is waited for any more. ``work`` may be called several
+    times; what a failed call did is undone. Raises `LocksNotGranted`; other errors of ``work`` pass through.
     """
     deadline = time.monotonic() + within
     attempt = 0
     while True:
         try:
             async with conn.transaction():
-                await conn.execute(_LIMIT, max(1, round(patience * 1000)))
+                longest = min(patience, deadline - time.monotonic())
+                await conn.execute(_LIMIT, max(1, round(longest * 1000)))
                 return await work()
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             pause = backoff(attempt, _LONGEST_PAUSE)
             attempt += 1
-            if time.monotonic() + pause + patience > deadline:
+            if time.monotonic() + pause > deadline:
                 raise LocksNotGranted(
                     f"the tables stayed locked by other transactions through {attempt} attempts in {within:g} s",
                     fix="look in pg_stat_activity for the long transaction that holds them, and try again",

@@ -11,6 +11,7 @@ import asyncpg
 
 from replank.connection import Connection
 from replank.installation import MINIMUM_SERVER
+from replank.migrate import retired
 from replank.migrate.mapping import Mapping
 from replank.migrate.sql import relation, schema_of
 from replank.outbox import Finding
@@ -48,20 +49,23 @@ _DATABASE: Final = """
 """
 # The catalogs alone: a role that may append need not be able to read the outbox's tables.
 _OUTBOX: Final = """
-    select count(p.oid) = 2 as complete,
+    select count(p.oid) = 3 as complete,
            coalesce(bool_and(has_function_privilege(p.oid, 'EXECUTE')), false) and has_schema_privilege(n.oid, 'USAGE')
                as may_append
-      from pg_namespace n left join pg_proc p on p.pronamespace = n.oid and p.proname in ('append', 'append_many')
+      from pg_namespace n left join pg_proc p on p.pronamespace = n.oid
+                                             and p.proname in ('append', 'append_many', 'append_ordered')
      where n.nspname = 'replank_outbox' group by n.oid
 """
 _CAN_APPLY: Final = "select to_regprocedure($1) is not null"
 
 
-async def of_source(conn: Connection, mapping: Mapping, *, same_transaction: bool = False) -> list[Finding]:
+async def of_source(
+    conn: Connection, mapping: Mapping, *, same_transaction: bool = False, triggers: bool = True
+) -> list[Finding]:
     """Everything that keeps `replank.migrate.capture.install` from working here; empty if nothing does. Reads only.
 
     Also what would make it work wrongly: a table whose changes triggers do not all see, a key that is not unique by
-    itself, a role that does not see every row.
+    itself, a role that does not see every row. ``triggers=False``: what only triggers need is not asked for.
     """
     if conn.get_server_version().major < MINIMUM_SERVER:
         return [error("server", f"the source is older than Postgres {MINIMUM_SERVER}", "upgrade the server")]
@@ -79,9 +83,12 @@ async def of_source(conn: Connection, mapping: Mapping, *, same_transaction: boo
         table = mapping.source.table
         findings.append(error("no_table", f"there is no table {table}", "correct source.table in the mapping"))
         return findings
-    findings += _check_table(mapping, facts)
-    if facts["relkind"] == "r":
+    findings += _check_table(mapping, facts, triggers=triggers)
+    if facts["relkind"] in ("r", "p"):
         findings += await _check_columns(conn, mapping, facts["oid"])
+    if guard := await retired.closed_by(conn, relation(mapping.source.table)):
+        message = f"{mapping.source.table} takes no writes: a migration that was retired left it closed"
+        findings.append(error("retired", message, f"drop function {guard} cascade, if nobody writes to it by mistake"))
     findings += [
         error("other_migration", f"another migration captures this table by {trigger}", "end that migration first")
         for (trigger,) in await conn.fetch(_OTHER_TRIGGERS, facts["oid"], mapping.schema_name)
@@ -121,10 +128,13 @@ async def of_database(conn: Connection, mapping: Mapping) -> list[Finding]:
     return findings
 
 
-def _check_table(mapping: Mapping, facts: asyncpg.Record) -> list[Finding]:
+def _check_table(mapping: Mapping, facts: asyncpg.Record, *, triggers: bool) -> list[Finding]:
     table = mapping.source.table
+    lacking = [right for right in facts["lacking"] if triggers or right != "TRIGGER"]
     findings = []
-    if facts["relkind"] != "r" or facts["relispartition"] or facts["inherits"]:
+    # A writer that tells of its changes itself does so whichever partition they are in.
+    ordinary = (facts["relkind"] == "r" and not facts["inherits"]) or (facts["relkind"] == "p" and not triggers)
+    if not ordinary or facts["relispartition"]:
         findings.append(
             error(
                 "not_a_table",
@@ -156,8 +166,8 @@ def _check_table(mapping: Mapping, facts: asyncpg.Record) -> list[Finding]:
                 "use the table's owner, or a role with bypassrls",
             )
         )
-    if facts["lacking"]:
-        rights = ", ".join(facts["lacking"])
+    if lacking:
+        rights = ", ".join(lacking)
         findings.append(
             error("denied", f"this role lacks {rights} on {table}", f"grant {rights.lower()} on {table} to the role")
         )

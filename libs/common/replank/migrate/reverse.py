@@ -38,11 +38,13 @@ _HAS_AUTHORITY: Final = "select to_regclass($1) is not null"
 _HAS_FUNCTION: Final = "select to_regprocedure($1) is not null"
 _GRANT_CLIENT: Final = """
     grant usage on schema {schema} to {role};
-    grant execute on function {schema}.count_reads, {schema}.entity_of to {role};
+    grant execute on function {schema}.count_reads, {schema}.entity_of,
+                              {schema}.retell_target, {schema}.told_by_target to {role};
     grant select on {schema}.applied, {schema}.authority to {role}
 """
 _REMOVE: Final = """
-    drop function if exists {schema}.carry_back, {schema}.lock_records, {schema}.count_reads;
+    drop function if exists {schema}.carry_back, {schema}.lock_records, {schema}.count_reads,
+                            {schema}.retell_target, {schema}.told_by_target;
     drop table if exists {schema}.compared_read
 """
 _SIDE: Final = "select tables from {schema}.authority where side = 'target'"
@@ -115,6 +117,14 @@ async def check(conn: Connection, mapping: Mapping, *, same_transaction: bool = 
     return findings
 
 
+async def tables_of(conn: Connection, name: str) -> list[str]:
+    """The tables (as SQL reads them) of the target's side; none where it is not installed. Reads only."""
+    schema = schema_of(name)
+    if not await conn.fetchval(_HAS_AUTHORITY, f"{schema}.authority"):
+        return []
+    return await conn.fetchval(_SIDE.format(schema=schema)) or []
+
+
 async def silence(conn: Connection, mapping: Mapping) -> None:
     """Tell of no change any more, and refuse none, until `install`; which side takes the writes stays written down.
 
@@ -122,8 +132,7 @@ async def silence(conn: Connection, mapping: Mapping) -> None:
     `replank.migrate.locks.LocksNotGranted`.
     """
 
-    known = await conn.fetchrow(_SIDE.format(schema=schema_of(mapping.name)))
-    for table in known["tables"] if known is not None else ():
+    for table in await tables_of(conn, mapping.name):
         await with_locks(conn, partial(take_triggers_off, conn, mapping.name, table))
     _log.info("the target's side is silent", extra={"migration": mapping.name})
 

@@ -69,6 +69,11 @@ class IndexBuild:
     create: str
     """``create index concurrently``: outside of a transaction. Fails when there is one of the name, good or invalid."""
     drop: str
+    columns: tuple[str, ...]
+    """Those that it is on, or the one expression."""
+    violated: str | None
+    """Of a unique one: a select of the keys of the records whose rows are alike in it, one for each row."""
+    refers_to: None = None
 
 
 def table_of(part: Part) -> Table:
@@ -168,6 +173,8 @@ def index_of(part: Part, name: str, index: Index) -> IndexBuild:
     unique = "unique " if index.unique else ""
     on = index.on or listed(index.columns)
     where = f" where {index.where}" if index.where else ""
+    key = _key_of(part)
+    alike = f"num_nulls({on}) = 0" + (f" and ({index.where})" if index.where else "")
     schema = part.table.rpartition(".")[0] if "." not in part.table_name else identifier(part.table_name.split(".")[0])
     return IndexBuild(
         name=name,
@@ -175,4 +182,10 @@ def index_of(part: Part, name: str, index: Index) -> IndexBuild:
         create=f"create {unique}index concurrently {identifier(name)} on {part.table}"
         f" using {index.method} ({on}){where}",
         drop=f"drop index concurrently if exists {schema}.{identifier(name)}",
+        columns=index.columns or (index.on,),
+        violated=f"select d.key from (select {key} as key, count(*) over alike as rows, min({key}) over alike as first"
+        f" from {part.table} r where {alike} window alike as (partition by {on})"
+        ") as d where d.rows > 1 order by d.first, d.key"
+        if index.unique
+        else None,
     )

@@ -45,26 +45,25 @@ async def ensure_topics(
     """
     wanted = [topic(name, "forward"), topic(name, "reverse")]
     async with _admin(kafka, kafka_options) as admin:
-        known = set(await admin.list_topics())
         brokers = len((await admin.describe_cluster())["brokers"])
-        new = [
-            NewTopic(
-                missing,
-                partitions,
-                min(_REPLICAS, brokers),
-                topic_configs={"retention.ms": "-1", "retention.bytes": "-1"},
-            )
-            for missing in wanted
-            if missing not in known
-        ]
-        for created, code, *detail in (await admin.create_topics(new)).topic_errors if new else ():
-            if code and not issubclass(for_code(code), TopicAlreadyExistsError):
-                raise DependencyUnavailable(
-                    "kafka",
-                    f"the topic {created} cannot be created: {for_code(code).__name__} {detail}",
-                    fix="create it by hand, without retention, or let this Kafka user create it",
+        # Again, until they are there: one that was removed a moment ago may still seem to exist.
+        while absent := [known for known in wanted if not await _has_leaders(admin, known)]:
+            new = [
+                NewTopic(
+                    missing,
+                    partitions,
+                    min(_REPLICAS, brokers),
+                    topic_configs={"retention.ms": "-1", "retention.bytes": "-1"},
                 )
-        while not all([await _has_leaders(admin, name) for name in wanted]):  # noqa: ASYNC110 - Kafka tells nobody
+                for missing in absent
+            ]
+            for created, code, *detail in (await admin.create_topics(new)).topic_errors:
+                if code and not issubclass(for_code(code), TopicAlreadyExistsError):
+                    raise DependencyUnavailable(
+                        "kafka",
+                        f"the topic {created} cannot be created: {for_code(code).__name__} {detail}",
+                        fix="create it by hand, without retention, or let this Kafka user create it",
+                    )
             await asyncio.sleep(_POLL_INTERVAL)
 
 

@@ -48,10 +48,14 @@ _NOTIFIES: Final = """
 """
 _GRANT: Final = """
     select format('grant usage on schema replank_outbox to %1$I;'
-                  'grant execute on function replank_outbox.append, replank_outbox.append_many to %1$I', $1::text)
+                  'grant execute on function replank_outbox.append, replank_outbox.append_many, '
+                  'replank_outbox.append_ordered to %1$I', $1::text)
 """
 
-_FUNCTIONS: Final = ("append", "append_many", "bucket", "check_headers", "cluster", "locks_held", "uuid7", "wake")
+_FUNCTIONS: Final = (
+    *("append", "append_many", "append_ordered"),
+    *("bucket", "check_headers", "cluster", "locks_held", "uuid7", "wake"),
+)
 _MISSING_FUNCTIONS: Final = """
     select wanted.name from unnest($1::text[]) as wanted(name)
      where not exists (select from pg_proc

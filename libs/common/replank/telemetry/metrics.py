@@ -361,6 +361,11 @@ MIGRATE_CONSISTENCY: Final = Gauge(
 MIGRATE_MISMATCHES: Final = Gauge(
     "replank_migrate_open_mismatches", "Records known to differ in the two stores.", labels=MigrationName
 )
+MIGRATE_PROBLEM: Final = Gauge(
+    "replank_migrate_problem",
+    "1 while the work that this process does for a migration meets a problem, which its status tells.",
+    labels=MigrationName,
+)
 MIGRATE_SAMPLED: Final = Counter(
     "replank_migrate_sampled_records_total", "Records that samples compared.", labels=MigrationName
 )
@@ -439,8 +444,8 @@ MIGRATE_READ_SECONDS: Final = Histogram(
 )
 MIGRATE_COMPARED: Final = Counter(
     "replank_migrate_compared_reads_total",
-    "Compared reads: `match`, `late` (alike at a later look), `mismatch`, `unsettled` (changes too often to tell), "
-    "`error`, `dropped` (too many at once).",
+    "Compared reads: `match`, `late` (alike at a later look), `mismatch`, `unsettled` (changes too often, or the "
+    "tables are too far behind, to tell), `error`, `dropped` (too many at once).",
     labels=ComparedRead,
 )
 MIGRATE_FALLBACKS: Final = Counter(

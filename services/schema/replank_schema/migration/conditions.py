@@ -11,12 +11,15 @@ from uuid import UUID
 from replank_schema.migration.model import (
     Compared,
     Condition,
+    Leave,
     Mode,
     Phase,
     Readiness,
     Route,
     Settings,
+    Standing,
     State,
+    Tables,
 )
 from replank_schema.migration.report import ComparedReads, Facts, Report
 
@@ -62,22 +65,55 @@ def conditions(to: Phase, evidence: Evidence) -> list[Condition]:
     return judge(evidence) if judge is not None else []
 
 
+def before_retiring(evidence: Evidence, standing: Standing, tables: Tables, leave: Leave) -> list[Condition]:
+    """What must be so before a migration that has ended is taken out of the databases for good.
+
+    ``tables`` is what became of the tables where it was taken back. That each store is what it is taken for, the
+    databases themselves say (`preflight`).
+    """
+    found = [_databases(evidence)]
+    if standing.phase is Phase.COMPLETED:
+        silent = evidence.facts.reverse_removed
+        detail = "nothing flows back any more" if silent else "the tables still tell of their changes"
+        ours = leave is not Leave.DROPPED
+        told = f"the key-value table is left {leave}" if ours else "the key-value table is the application's, not ours"
+        return [
+            *found,
+            Condition("silent", silent, detail, "wait; `work` tells how far it is"),
+            Condition(
+                "leave", ours, told, "retire it without dropping, and drop the table yourself when nobody asks it"
+            ),
+        ]
+    kept = tables is Tables.KEEP
+    detail = "tables were kept, closed" if kept else "its tables were dropped, and everything else with them"
+    return [*found, _name_free(evidence), Condition("left", kept, detail, "nothing: its name is free as it is")]
+
+
 def _before_capturing(evidence: Evidence) -> list[Condition]:
     return [
         *(_checked(line) for line in evidence.readiness),
-        Condition(
-            "databases",
-            not evidence.unknown_databases,
-            f"not configured: {', '.join(evidence.unknown_databases)}" if evidence.unknown_databases else "configured",
-            "name them in REPLANK_SCHEMA_DATABASES, or plan with names that are there",
-        ),
-        Condition(
-            "name_free",
-            evidence.same_name is None,
-            f"migration {evidence.same_name} of the same name is under way" if evidence.same_name else "nobody's",
-            "let the other one end, or give this one another name",
-        ),
+        _databases(evidence),
+        _name_free(evidence),
     ]
+
+
+def _databases(evidence: Evidence) -> Condition:
+    unknown = evidence.unknown_databases
+    return Condition(
+        "databases",
+        not unknown,
+        f"not configured: {', '.join(unknown)}" if unknown else "configured",
+        "name them in REPLANK_SCHEMA_DATABASES, or plan with names that are there",
+    )
+
+
+def _name_free(evidence: Evidence) -> Condition:
+    return Condition(
+        "name_free",
+        evidence.same_name is None,
+        f"migration {evidence.same_name} of the same name is under way" if evidence.same_name else "nobody's",
+        "let the other one end, or give this one another name",
+    )
 
 
 def _checked(line: Readiness) -> Condition:
@@ -143,7 +179,7 @@ def _before_shadow_reads(evidence: Evidence) -> list[Condition]:
             f"{comparison.percent:.4g} per cent agree, {least:g} are asked for" if comparison else "nothing compared",
             "look at the mismatches and repair them, then compare again",
         ),
-        _built("indexes", evidence.facts.indexes),
+        _indexes(evidence),
     ]
 
 
@@ -216,7 +252,7 @@ def _reads_moved(evidence: Evidence, *modes: Mode) -> Condition:
 
 def _before_completed(evidence: Evidence) -> list[Condition]:
     return [
-        _built("indexes", evidence.facts.indexes),
+        _indexes(evidence),
         _constraints(evidence),
         # From then on the key-value store hears of nothing: no read may ask it, nor fall back to it.
         _reads_moved(evidence, Mode.NEW),
@@ -224,10 +260,21 @@ def _before_completed(evidence: Evidence) -> list[Condition]:
     ]
 
 
+def _indexes(evidence: Evidence) -> Condition:
+    unindexed = evidence.report.unindexed if evidence.works else ()
+    if evidence.facts.indexes or not unindexed:
+        return _built("indexes", evidence.facts.indexes, evidence)
+    fix = (
+        "mend or delete these records in the key-value store: the index is tried again by itself; "
+        "where they are right, plan anew with a mapping without it"
+    )
+    return Condition("indexes", False, "; ".join(found.told for found in unindexed), fix)
+
+
 def _constraints(evidence: Evidence) -> Condition:
     violated = evidence.report.violated if evidence.works else None
     if evidence.facts.constraints or not violated:
-        return _built("constraints", evidence.facts.constraints)
+        return _built("constraints", evidence.facts.constraints, evidence)
     detail = "; ".join(found.told for found in violated)
     fix = "mend or delete these rows in the tables, which take the writes now: validation is tried again by itself"
     return Condition("constraints", False, detail, fix)
@@ -242,10 +289,12 @@ def _compared(comparison: Compared | None) -> Condition:
     )
 
 
-def _built(name: str, done: bool) -> Condition:
-    return Condition(
-        name, done, "built and valid" if done else "not all built and valid", "wait; `work` tells how far it is"
-    )
+def _built(name: str, done: bool, evidence: Evidence) -> Condition:
+    failed = [part.detail for part in evidence.report.parts if part.name == name and part.state == "failed"]
+    if done or not failed or not evidence.works:
+        detail = "built and valid" if done else "not all built and valid"
+        return Condition(name, done, detail, "wait; `work` tells how far it is")
+    return Condition(name, False, failed[0], "take what it names out of the way: it is tried again by itself")
 
 
 def _kept_up(evidence: Evidence) -> list[Condition]:

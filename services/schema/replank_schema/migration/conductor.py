@@ -17,10 +17,14 @@ from datetime import UTC, datetime
 from typing import Final, Literal
 from uuid import UUID
 
-from replank.connection import POSTGRES_ERRORS
-from replank.errors import DependencyUnavailable, ReplankError
+from pydantic import ValidationError
+
+from replank.connection import POSTGRES_ERRORS, Connection
+from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
+from replank.migrate.mapping import InvalidMapping
 from replank.migrate.session import backoff
 from replank.postgres import Pools
+from replank.telemetry import metrics
 from replank_schema.migration import service, store
 from replank_schema.migration.databases import Databases
 from replank_schema.migration.model import Migration
@@ -33,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE: Final = 10.0
 _INTERVAL: Final = 0.5
+_LONGEST_PROBLEM: Final = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,9 @@ class Conductor:
         self._stopping = False
         self._parts: dict[Part, _Running] = {}
         self._work: Work | None = None
+        self._begun: int | None = None
+        self._unworkable = ""
+        self._name = ""
 
     def wake(self) -> None:
         """Look at once: something was asked of the migration."""
@@ -90,6 +98,8 @@ class Conductor:
                         await self._changed.wait()
         finally:
             await self._end(list(self._parts))
+            if self._name:
+                metrics.MIGRATE_PROBLEM.labels(self._name).set(0)
         with contextlib.suppress(DependencyUnavailable, *POSTGRES_ERRORS):
             async with self._around.pools.general_primary.acquire() as conn:
                 await store.release(conn, self._id, self._token)
@@ -97,19 +107,19 @@ class Conductor:
     async def _turn(self) -> bool:
         """Renew, look, and let run what must; false when there is nothing more to do."""
         asked_at = time.monotonic()
+        report = self._report()
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + self._held_until - asked_at):
                 async with self._around.pools.general_primary.acquire() as conn:
-                    if not await store.renew(conn, self._id, self._token, self._around.lease_seconds, self._report()):
+                    if not await store.renew(conn, self._id, self._token, self._around.lease_seconds, report):
                         raise self._lost()
                     self._held_until = asked_at + self._around.lease_seconds
                     migration = await store.get(conn, self._id)
                     if migration is None:
                         return False
                     facts = await store.facts(conn, self._id)
-                    if self._work is None or self._work.migration.standing.run != migration.standing.run:
-                        plan = await store.plan(conn, self._id)
-                        await self._begin(migration, Work(self._around, migration, plan, self._token))
+                    if self._begun != migration.standing.run:
+                        await self._begin(conn, migration)
                     if migration.settings.auto_until is not None:
                         async with conn.transaction():
                             names = self._around.databases.names
@@ -121,9 +131,11 @@ class Conductor:
                 raise self._lost() from error
             _log.warning("migration %s: its lease could not be renewed yet: %s", self._id, error)
             return True
+        metrics.MIGRATE_PROBLEM.labels(migration.name).set(bool(report.problem))
         work = self._work
         if work is None:
-            raise AssertionError("work begins with the first look")
+            # Nobody but who reads the report knows of it. Settings do not change under a process: the next one may do.
+            return bool(needed(migration.standing, facts, same_transaction=False))
         work.see(migration, facts)
         wanted = needed(migration.standing, facts, same_transaction=work.plan.options.same_transaction)
         await self._end([part for part in self._parts if part not in wanted - work.excluded])
@@ -131,11 +143,21 @@ class Conductor:
             self._start(part, work)
         return bool(wanted)
 
-    async def _begin(self, migration: Migration, work: Work) -> None:
-        """A run of the migration: nothing of the run before it goes on."""
+    async def _begin(self, conn: Connection, migration: Migration) -> None:
+        """A run of the migration: nothing of the run before it goes on. What cannot be worked on is reported."""
         await self._end(list(self._parts))
-        _log.info("migration led", extra={"migration": migration.name, "run": migration.standing.run})
-        self._work = work
+        self._name, self._begun, self._work, self._unworkable = migration.name, migration.standing.run, None, ""
+        try:
+            self._work = Work(self._around, migration, await store.plan(conn, self._id), self._token)
+        except (ConfigurationError, InvalidMapping) as error:
+            self._unworkable = f"{self._owner} cannot work on this migration: {error}"
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            self._unworkable = f"{self._owner} cannot read this plan, which another version has kept: {faults}"
+        if self._unworkable:
+            _log.error("%s", self._unworkable, extra={"migration": migration.name})
+        else:
+            _log.info("migration led", extra={"migration": migration.name, "run": migration.standing.run})
 
     def _start(self, part: Part, work: Work) -> None:
         do = work.of(part)
@@ -183,7 +205,7 @@ class Conductor:
 
     def _report(self) -> Report:
         if self._work is None:
-            return Report()
+            return Report(problem=self._unworkable[:_LONGEST_PROBLEM])
         reports = []
         for part, running in sorted(self._parts.items()):
             state, detail = running.state, running.detail
@@ -193,7 +215,9 @@ class Conductor:
                     state, detail = "waiting", problem
             reports.append(PartReport(name=part, state=state, detail=detail[:2000], since=running.since))
         failing = [f"{report.name}: {report.detail}" for report in reports if report.state in ("failed", "waiting")]
-        return self._work.report().model_copy(update={"parts": tuple(reports), "problem": "; ".join(failing)[:4000]})
+        return self._work.report().model_copy(
+            update={"parts": tuple(reports), "problem": "; ".join(failing)[:_LONGEST_PROBLEM]}
+        )
 
     def _lost(self) -> LeaseLost:
         return LeaseLost(f"the lease on the migration {self._id} is lost", fix="nothing: whoever has it goes on")

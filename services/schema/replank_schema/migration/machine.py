@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Final
 
 from replank.errors import ReplankError
-from replank_schema.migration.model import FORWARD, Condition, Phase, Standing
+from replank_schema.migration.model import FORWARD, OVER, Condition, Phase, Standing
 
 
 class Command(StrEnum):
@@ -23,12 +23,14 @@ class Command(StrEnum):
     RESUME = "resume"
     ROLLBACK = "rollback"
     CANCEL = "cancel"
+    RETIRE = "retire"
 
 
 #: Phases to which a rollback may lead short of the very beginning: the tables stay, and go on being written.
 WAYPOINTS: Final = (Phase.VERIFYING, Phase.SHADOW_READS, Phase.NEW_WITH_FALLBACK)
 _RUNNING: Final = frozenset(FORWARD[1:-1])
 _STARTABLE: Final = frozenset({Phase.PLANNED, Phase.ROLLED_BACK})
+_RETIRABLE: Final = frozenset({Phase.COMPLETED, Phase.ROLLED_BACK, Phase.CANCELLED})
 _CANCELLABLE: Final = frozenset(FORWARD[: FORWARD.index(Phase.NEW_ONLY)])
 
 
@@ -74,6 +76,11 @@ def ask(standing: Standing, command: Command, *, to: Phase | None = None) -> Sta
             after = replace(standing, paused=False)
         case Command.ROLLBACK:
             after = _roll_back(standing, to)
+        case Command.RETIRE:
+            ended = standing.phase in _RETIRABLE
+            _demand(standing, command, ended, f"it has not ended in {standing.phase}", _RETIRE_FIX)
+            _demand(standing, command, standing.run > 0, "it was never started, so nothing of it is left", _NOTHING_FIX)
+            after = Standing(Phase.RETIRING, Phase.RETIRED, run=standing.run)
         case _:
             may = standing.phase in _CANCELLABLE
             _demand(standing, command, may, f"{standing.phase} cannot be cancelled", "roll it back instead")
@@ -93,8 +100,8 @@ def arrive(standing: Standing) -> Standing:
 
 
 def give_up(standing: Standing) -> Standing:
-    """Where it stands when the work has undone its way forward. There is no giving up on the way back."""
-    if standing.moving_to is None or standing.phase is Phase.ROLLING_BACK:
+    """Where it stands when the work has undone its way forward. There is none on the way back, nor at the end."""
+    if standing.moving_to is None or standing.phase in (Phase.ROLLING_BACK, Phase.RETIRING):
         raise TransitionRefused(standing, "give up", [Condition("moving", False, "it is not moving forward")])
     return replace(standing, moving_to=None)
 
@@ -118,6 +125,7 @@ def _roll_back(standing: Standing, to: Phase | None) -> Standing:
         detail = f"it is on its way back to {standing.moving_to}"
         _demand(standing, command, further, detail, "wait until it is there")
         return replace(standing, moving_to=goal)
+    _demand(standing, command, standing.phase not in OVER, "a retirement is not taken back", _OVER_FIX)
     running = standing.phase in _RUNNING or standing.phase is Phase.COMPLETED
     _demand(standing, command, running, f"there is nothing to take back in {standing.phase}", _ROLLBACK_FIX)
     if to is not None:
@@ -131,6 +139,9 @@ def _roll_back(standing: Standing, to: Phase | None) -> Standing:
 _START_FIX: Final = "start a migration that is planned or was rolled back; advance one that runs"
 _ADVANCE_FIX: Final = "advance a migration that was started and has not ended"
 _ROLLBACK_FIX: Final = "cancel a migration that was not started"
+_RETIRE_FIX: Final = "retire a migration that is completed, rolled back or cancelled"
+_NOTHING_FIX: Final = "nothing: its name is free as it is"
+_OVER_FIX: Final = "what the tables hold is in no other store: plan another migration from wherever it is wanted"
 
 
 def _demand_still(standing: Standing, command: Command) -> None:

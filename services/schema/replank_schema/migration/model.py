@@ -28,6 +28,8 @@ class Phase(StrEnum):
     ROLLING_BACK = "rolling_back"
     ROLLED_BACK = "rolled_back"
     CANCELLED = "cancelled"
+    RETIRING = "retiring"
+    RETIRED = "retired"
 
 
 FORWARD: Final = (
@@ -40,8 +42,10 @@ FORWARD: Final = (
     Phase.NEW_ONLY,
     Phase.COMPLETED,
 )
-#: In these nothing of the migration is in the databases, and its name is free for another one.
-AT_REST: Final = frozenset({Phase.PLANNED, Phase.ROLLED_BACK, Phase.CANCELLED})
+#: In these nothing of the migration is at work in the databases, and its name is free for another one.
+AT_REST: Final = frozenset({Phase.PLANNED, Phase.ROLLED_BACK, Phase.CANCELLED, Phase.RETIRED})
+#: There is no way back from these.
+OVER: Final = frozenset({Phase.RETIRING, Phase.RETIRED})
 
 
 class Mode(StrEnum):
@@ -90,6 +94,17 @@ class Tables(StrEnum):
     DROP = "drop"
 
 
+class Leave(StrEnum):
+    """How a retired migration leaves the store that takes no writes: the key-value table, or tables that were kept."""
+
+    CLOSED = "closed"
+    """It goes on refusing writes, by a guard that stays (`replank.migrate.retired`)."""
+    OPEN = "open"
+    """Everybody may write to it again, and nobody notices."""
+    DROPPED = "dropped"
+    """Only for tables that a rollback has kept: the key-value table is not the migration's to drop."""
+
+
 Endpoint = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -102,7 +117,10 @@ class Options(_Given):
     """What is decided with the plan, and stays."""
 
     same_transaction: bool = False
-    """Source and target are one database, and the triggers write the tables themselves: no Kafka, no lag."""
+    """Source and target are one database, and capture writes the tables itself: no Kafka, no lag."""
+    capture: Literal["triggers", "writer"] = "triggers"
+    """What tells of changes of the key-value table: triggers on it, or a `replank.migrate.client.DualWriter` that every
+    writer uses, where triggers may not be installed. Nothing refuses a write that goes past that."""
     partitions: int = Field(default=3, ge=1, le=64)
     """Of the migration's change topics: so many appliers may work at once."""
     endpoints: tuple[Endpoint, ...] = Field(default=(), max_length=200)
@@ -123,7 +141,7 @@ class Settings(_Given):
     """What may be changed at any time; running work reads it again between chunks."""
 
     rows_per_second: int | None = Field(default=None, ge=1)
-    chunk_rows: int = Field(default=5000, ge=1, le=50_000)
+    chunk_rows: int = Field(default=2000, ge=1, le=50_000)
     max_lag_seconds: float | None = Field(default=None, gt=0)
     """The backfill waits while a replica of source or target is further behind than this."""
     max_active: int | None = Field(default=None, ge=1)
@@ -255,8 +273,8 @@ class Condition:
 
 
 Action = Literal[
-    "plan", "start", "advance", "arrive", "give_up", "pause", "resume", "rollback", "cancel", "settings", "reads",
-    "retry_rejects", "accept_rejects",
+    "plan", "start", "advance", "arrive", "give_up", "pause", "resume", "rollback", "cancel", "retire", "settings",
+    "reads", "retry_rejects", "accept_rejects",
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Part(StrEnum):
     CONSTRAINTS = "constraints"
     COMPLETION = "completion"
     WAY_BACK = "way_back"
+    RETIREMENT = "retirement"
     OBSERVER = "observer"
 
 
@@ -69,6 +70,11 @@ def _of_phase(standing: Standing, facts: Facts) -> frozenset[Part]:
         parts |= FORWARD_CARRIERS if facts.installed else {Part.INSTALLING}
     elif phase is Phase.COMPLETED:
         parts.add(Part.COMPLETION)
+    elif phase is Phase.RETIRING:
+        parts.add(Part.RETIREMENT)
+        if facts.retirement is not None and facts.retirement.closed == "source":
+            # What was told last is published before its topic goes: nobody else may be there to do it.
+            parts |= {Part.RELAY, Part.REVERSE_RELAY}
     if standing.moving_to is Phase.NEW_ONLY:
         parts |= CARRIERS | {Part.FLIP}
     reached = {

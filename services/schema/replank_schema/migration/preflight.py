@@ -1,4 +1,4 @@
-"""What only the databases themselves can say about a start, at the moment of the start. Nothing of it stays."""
+"""What only the databases themselves can say about a start or an end, at that moment. Nothing of it stays."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Final
 
 from replank.connection import Connection
 from replank.errors import DependencyUnavailable
+from replank.migrate import authority, ddl, preconditions, retired
 from replank.migrate import compile as compiler
-from replank.migrate import ddl, preconditions
 from replank.migrate.dryrun import DryRun, dry_run
-from replank.migrate.mapping import Mapping
+from replank.migrate.mapping import InvalidMapping, Mapping
 from replank.migrate.sql import identifier, relation
 from replank.outbox import Finding
 from replank_schema.migration import plans
 from replank_schema.migration.databases import Databases
-from replank_schema.migration.model import Condition, Migration, Phase, Plan, Tables, unmet
+from replank_schema.migration.model import Condition, Leave, Migration, Phase, Plan, Tables, unmet
 
 # What the start itself mends, in a database where it may.
 _MADE_BY_THE_START: Final = frozenset({"no_outbox", "no_target"})
@@ -26,6 +26,7 @@ _SAMPLE: Final = "select {key}, {value}::text from {table} tablesample system ($
 # More than is wanted, since pages differ in how much is on them.
 _MORE: Final = 2.0
 _REASONS_SHOWN: Final = 5
+_UNREADABLE_FIX: Final = "run the version that planned it, or cancel it and plan anew"
 _KEPT_FIX: Final = "drop the tables that the rollback has kept, and grant what is missing"
 
 
@@ -36,15 +37,18 @@ async def check(databases: Databases, migration: Migration, plan: Plan) -> list[
     """
     if {migration.source, migration.target} - databases.names:
         return []  # a condition of its own names them
-    mapping = plans.from_json(plan.mapping)
-    same_transaction = plan.options.same_transaction
+    try:
+        mapping = plans.from_json(plan.mapping)
+    except InvalidMapping as error:
+        return [_unreadable(error)]
+    same_transaction, triggers = plan.options.same_transaction, plan.options.capture == "triggers"
     found: list[Condition] = []
     if same_transaction:
         one = databases.dsn(migration.source) == databases.dsn(migration.target)
         detail = "source and target are one database" if one else "source and target are two databases"
         found.append(Condition("one_database", one, detail, "plan without same_transaction"))
     async with databases.connect(migration.source) as source:
-        findings = await preconditions.of_source(source, mapping, same_transaction=same_transaction)
+        findings = await preconditions.of_source(source, mapping, same_transaction=same_transaction, triggers=triggers)
         found += _of(findings, "source", f"{mapping.source.table} can be captured")
         wanted = plan.options.dry_run_sample if not unmet(found) else 0
         sample = await _sample(source, mapping, wanted) if wanted else []
@@ -63,8 +67,49 @@ async def of_kept_tables(databases: Databases, migration: Migration, plan: Plan)
     try:
         async with databases.connect(migration.target) as target:
             return [await _of_tables(target, migration, plans.from_json(plan.mapping))]
+    except InvalidMapping as error:
+        return [_unreadable(error)]
     except DependencyUnavailable as error:
         return [Condition("target", False, error.message, error.fix)]
+
+
+async def of_retirement(databases: Databases, migration: Migration, leave: Leave) -> list[Condition]:
+    """Whether each store is what a retirement takes it for, and may be left as asked.
+
+    Raises `DependencyUnavailable` for a database that does not answer.
+    """
+    if {migration.source, migration.target} - databases.names:
+        return []
+    completed = migration.standing.phase is Phase.COMPLETED
+    closed = migration.source if completed else migration.target
+    async with databases.connect(migration.source) as source, databases.connect(migration.target) as target:
+        says = {
+            "source": await _writes(source, migration.name, "source") if completed else None,
+            "target": await _writes(target, migration.name, "target"),
+        }
+        taken_for = {"source": "closed", "target": "open"} if completed else {"source": None, "target": "closed"}
+        wrong = [
+            f"the {side} is {found}" for side, found in says.items() if found is not None and found != taken_for[side]
+        ]
+        detail = "the tables take the writes" if completed else "the tables take no writes"
+        contradiction = "compare the two stores, then set the authority by hand (docs/architecture/migration.md)"
+        found = [Condition("authority", not wrong, ", ".join(wrong) or detail, contradiction)]
+        if leave is Leave.CLOSED:
+            findings = await retired.check(source if completed else target)
+            found += _of(findings, "guard", f"{closed} can go on refusing writes")
+    return found
+
+
+async def _writes(conn: Connection, name: str, side: authority.Side) -> authority.Writes | None:
+    """What a side says of itself; nothing where somebody has removed it by hand, which is where this leads anyway."""
+    try:
+        return await authority.state(conn, name, side)
+    except authority.NoAuthority:
+        return None
+
+
+def _unreadable(error: InvalidMapping) -> Condition:
+    return Condition("mapping", False, error.message, _UNREADABLE_FIX)
 
 
 async def _of_tables(target: Connection, migration: Migration, mapping: Mapping) -> Condition:

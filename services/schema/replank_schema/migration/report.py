@@ -37,6 +37,13 @@ class ComparedReads(_Said):
         )
 
 
+class Retirement(_Said):
+    """What a retirement was asked to do: which side takes no writes, and how it is left (`model.Leave`)."""
+
+    closed: Literal["source", "target"]
+    leave: Literal["closed", "open", "dropped"]
+
+
 class Facts(_Said):
     """What has been reached in this run, and stays so until the next start."""
 
@@ -52,6 +59,7 @@ class Facts(_Said):
     """After completion nothing flows back to the key-value store any more."""
     reads_wait: bool = False
     """On the way back from completion reads stay on the tables until the key-value store has the writes again."""
+    retirement: Retirement | None = None
 
 
 class Progress(_Said):
@@ -91,6 +99,8 @@ class Violated(_Said):
     columns: tuple[str, ...]
     refers_to: str | None = None
     """The table that a foreign key refers to."""
+    alike: bool = False
+    """Whether it is a unique index."""
     rows: int
     counted_all: bool
     """Whether there are no more of them: counting stops somewhere."""
@@ -101,7 +111,10 @@ class Violated(_Said):
         """In a sentence, without anything that a record holds."""
         count = f"{self.rows}" if self.counted_all else f"{self.rows} or more"
         columns, rows = ", ".join(self.columns), "row" if self.rows == 1 else "rows"
-        fault = f"whose {columns} is in no row of {self.refers_to}" if self.refers_to else f"without {columns}"
+        if self.refers_to:
+            fault = f"whose {columns} is in no row of {self.refers_to}"
+        else:
+            fault = f"that share their {columns} with others" if self.alike else f"without {columns}"
         return f"{count} {rows} of {self.table} {fault} ({self.constraint}), such as {', '.join(self.keys)}"
 
 
@@ -133,5 +146,7 @@ class Report(_Said):
     """When the phase began in which the databases were last asked for the rejects: an older count says nothing."""
     violated: tuple[Violated, ...] | None = None
     """Constraints that rows do not satisfy; nothing where nobody has looked yet."""
+    unindexed: tuple[Violated, ...] = ()
+    """Unique indexes that cannot be built, because rows are alike."""
     authority: Authority | None = None
     reads: ComparedReads = ComparedReads()

@@ -22,16 +22,18 @@ from replank.contracts.schema import MigrationPhaseChanged, MigrationPlanned, Mi
 from replank.errors import ReplankError
 from replank_schema.migration import comparison, comparison_store, machine, store
 from replank_schema.migration.comparison_model import RunState
-from replank_schema.migration.conditions import Evidence, conditions
+from replank_schema.migration.conditions import Evidence, before_retiring, conditions
 from replank_schema.migration.machine import Command, TransitionRefused
 from replank_schema.migration.model import (
     AT_REST,
     FORWARD,
+    OVER,
     Action,
     Compared,
     Condition,
     Draft,
     Item,
+    Leave,
     Migration,
     Mode,
     Phase,
@@ -42,7 +44,7 @@ from replank_schema.migration.model import (
     furthest,
     unmet,
 )
-from replank_schema.migration.report import Facts
+from replank_schema.migration.report import Facts, Retirement
 
 #: What is put into flags and audit where the service itself acts.
 SERVICE: Final = "service:schema"
@@ -218,22 +220,32 @@ async def command(
     databases: frozenset[str],
     to: Phase | None = None,
     tables: Tables = Tables.KEEP,
+    leave: Leave = Leave.CLOSED,
     rollout: float = 100.0,
     preflight: Sequence[Condition] = (),
 ) -> Migration:
     """Ask a migration, which the caller holds (`held`), to do something; returns it as it stands then.
 
-    ``preflight`` is what the databases themselves said about a start. ``to`` and ``tables`` are for the way back,
-    ``rollout`` is for how many per cent of the keys the reads of the next phase move. Raises `TransitionRefused`.
+    ``preflight`` is what the databases themselves said about a start or a retirement. ``to`` and ``tables`` are for the
+    way back, ``leave`` is for a retirement, ``rollout`` is for how many per cent of the keys the reads of the next
+    phase move. Raises `TransitionRefused`.
     """
     after = machine.ask(migration.standing, asked, to=to)
     judged: list[Condition] = []
-    if asked in (Command.START, Command.ADVANCE):
-        goal = after.moving_to or after.phase
-        judged = [*conditions(goal, await evidence(conn, migration, databases)), *preflight]
+    if asked in (Command.START, Command.ADVANCE, Command.RETIRE):
+        seen = await evidence(conn, migration, databases)
+        if asked is Command.RETIRE:
+            judged = before_retiring(seen, migration.standing, migration.tables, leave)
+        else:
+            judged = conditions(after.moving_to or after.phase, seen)
+        judged += preflight
         if failed := unmet(judged):
             raise TransitionRefused(migration.standing, asked, failed)
     taken_back = asked in (Command.ROLLBACK, Command.CANCEL)
+    told: dict[str, JsonValue] = {"to": to, "tables": tables.value} if taken_back else {}
+    if asked is Command.RETIRE:
+        retirement = await _retire(conn, migration, leave)
+        told = retirement.model_dump(mode="json")
     moved = await _move(
         conn,
         migration,
@@ -242,7 +254,7 @@ async def command(
         by=by,
         reason=reason,
         tables=tables if taken_back else migration.tables,
-        evidence=_as_evidence(judged) | ({"to": to, "tables": tables.value} if taken_back else {}),
+        evidence=_as_evidence(judged) | told,
     )
     if taken_back:
         await _forget_comparison(conn, migration.id)
@@ -301,7 +313,7 @@ async def gave_up(conn: Connection, migration_id: UUID, token: int, why: str) ->
     ``None`` when it is not moving forward any more. Raises `LeaseLost`.
     """
     migration = await _led(conn, migration_id, token)
-    if migration.standing.moving_to is None or migration.standing.phase is Phase.ROLLING_BACK:
+    if migration.standing.moving_to is None or migration.standing.phase in (Phase.ROLLING_BACK, Phase.RETIRING):
         return None
     after = machine.give_up(migration.standing)
     evidence: dict[str, JsonValue] = {"to": migration.standing.moving_to}
@@ -354,6 +366,10 @@ async def set_endpoint(
     Raises `TransitionRefused` for more than the phase allows and for a store that is behind, `EndpointNotFound`.
     """
     standing, modes = migration.standing, list(Mode)
+    if standing.phase in OVER:
+        detail = "reads stay with the store that takes the writes"
+        fix = "take its router out of the application: nothing changes any more"
+        raise TransitionRefused(standing, f"reads by {mode}", [Condition("mode", False, detail, fix)])
     most = furthest(standing.moving_to or standing.phase if standing.phase is Phase.ROLLING_BACK else standing.phase)
     if modes.index(mode) > modes.index(most):
         detail = f"{mode} is more than {most}, which is what {standing.phase} allows"
@@ -410,6 +426,15 @@ async def note_retry(conn: Connection, migration: Migration, asked: int, *, by: 
 
 _KEYS_IN_AUDIT: Final = 100
 _RUNS_LOOKED_AT: Final = 20
+
+
+async def _retire(conn: Connection, migration: Migration, leave: Leave) -> Retirement:
+    """Write down what is to be done, for whoever does it."""
+    completed = migration.standing.phase is Phase.COMPLETED
+    retirement = Retirement(closed="source" if completed else "target", leave=leave.value)
+    known = await store.facts(conn, migration.id)
+    await store.set_facts(conn, migration.id, known.model_copy(update={"retirement": retirement}))
+    return retirement
 
 
 async def _compare_anew(conn: Connection, migration: Migration) -> None:

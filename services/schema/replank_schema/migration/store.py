@@ -69,7 +69,7 @@ _ALL_MET: Final = "select bool_and(state = 'met') from readiness where migration
 _SET_READY: Final = "update migration set ready_at = $2 where id = $1"
 _SAME_NAME: Final = """
     select id from migration
-     where name = $1 and id <> $2 and phase not in ('planned', 'rolled_back', 'cancelled')
+     where name = $1 and id <> $2 and phase not in ('planned', 'rolled_back', 'cancelled', 'retired')
 """
 _MOVE: Final = """
     update migration
@@ -110,7 +110,7 @@ _CLAIM: Final = """
     insert into lease as held (migration_id, owner, token, held_until)
     select id, $1, 1, clock_timestamp() + make_interval(secs => $2)
       from migration m
-     where phase not in ('planned', 'rolled_back', 'cancelled')
+     where phase not in ('planned', 'rolled_back', 'cancelled', 'retired')
        and not (phase = 'completed' and coalesce((facts ->> 'reverse_removed')::boolean, false))
        and not exists (select from lease l where l.migration_id = m.id and l.held_until > clock_timestamp())
      order by id

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import asyncpg
+
 from replank.connection import Connection
 from replank.migrate import ddl
-from replank.migrate.compile import Compiled
+from replank.migrate.compile import Compiled, IndexBuild
 from replank.migrate.ddl import Violation
 from replank_schema.migration.report import Violated
 
@@ -24,6 +26,18 @@ async def of_references(target: Connection, compiled: Compiled) -> list[Violatio
 async def of_all(target: Connection, compiled: Compiled) -> tuple[Violated, ...]:
     """All constraints that rows violate, where the application writes the rows: what is missing is not on its way."""
     found = await ddl.violations(target, compiled.constraints, at_most=_MOST_COUNTED)
+    return tuple(_told(violation, violation.keys) for violation in found)
+
+
+async def of_indexes(target: Connection, compiled: Compiled) -> tuple[Violated, ...]:
+    """The unique indexes in whose way rows are."""
+    found = []
+    for index in compiled.indexes:
+        try:
+            found += await ddl.violations(target, [index], at_most=_MOST_COUNTED)
+        except asyncpg.PostgresSyntaxError:
+            # What an index is on may have an operator class or an order, which no other clause takes.
+            continue
     return tuple(_told(violation, violation.keys) for violation in found)
 
 
@@ -56,6 +70,7 @@ def _told(violation: Violation, keys: Sequence[str]) -> Violated:
         table=constraint.table,
         columns=constraint.columns,
         refers_to=constraint.refers_to,
+        alike=isinstance(constraint, IndexBuild),
         rows=len(keys),
         counted_all=len(violation.keys) < _MOST_COUNTED,
         keys=tuple(dict.fromkeys(keys))[:_KEYS_TOLD],

@@ -20,7 +20,7 @@ from pydantic import JsonValue
 from replank import outbox
 from replank.connection import Connection
 from replank.errors import ReplankError
-from replank.migrate import authority, capture, ddl, flip, reverse, topics
+from replank.migrate import authority, capture, ddl, flip, retired, reverse, topics
 from replank.migrate import compile as compiler
 from replank.migrate.applier import Applier
 from replank.migrate.backfill import Backfill, BackfillProgress, BackfillSettings
@@ -28,7 +28,7 @@ from replank.migrate.comparison import Comparison, ComparisonSettings, Direction
 from replank.migrate.comparison import Progress as ComparisonProgress
 from replank.migrate.reverse_backfill import ReverseBackfill, ReverseProgress
 from replank.migrate.session import session
-from replank.migrate.sql import schema_of
+from replank.migrate.sql import relation, schema_of
 from replank.migrate.throttle import Throttle, ThrottleSettings
 from replank.outbox.relay import Relay
 from replank_schema.migration import plans, rejects, service, store, violations
@@ -45,6 +45,7 @@ from replank_schema.migration.report import (
     Progress,
     Rejects,
     Report,
+    Retirement,
     Violated,
 )
 
@@ -87,6 +88,7 @@ class Work:
         self._mapping = plans.from_json(plan.mapping)
         self._compiled = compiler.compile(self._mapping)
         self._same_transaction = plan.options.same_transaction
+        self._triggers = plan.options.capture == "triggers"
         self._source = around.databases.dsn(migration.source)
         self._target = around.databases.dsn(migration.target)
         self._stores = flip.Stores(
@@ -105,6 +107,7 @@ class Work:
         self._rejects: Rejects | None = None
         self._seen_in: datetime | None = None
         self._violated: tuple[Violated, ...] | None = None
+        self._unindexed: tuple[Violated, ...] = ()
         self._authority: Authority | None = None
         self._reads = ComparedReads()
 
@@ -120,6 +123,7 @@ class Work:
             rejects=self._rejects,
             seen_in=self._seen_in,
             violated=self._violated,
+            unindexed=self._unindexed,
             authority=self._authority,
             reads=self._reads,
         )
@@ -150,6 +154,7 @@ class Work:
             Part.CONSTRAINTS: self._add_constraints,
             Part.COMPLETION: self._complete,
             Part.WAY_BACK: self._go_back,
+            Part.RETIREMENT: self._retire,
             Part.OBSERVER: self._observe,
         }[part]
 
@@ -268,12 +273,12 @@ class Work:
                 await ddl.create_tables(
                     self._target, self._compiled, anew=True, also=lambda conn: reverse.install(conn, self._mapping)
                 )
-                await capture.install(source, self._mapping)
+                await capture.install(source, self._mapping, triggers=self._triggers)
         await self._note(installed=True)
 
     async def _put_in_both_sides(self, conn: Connection) -> None:
         # The tables' triggers write records back by what capture brings.
-        await capture.install(conn, self._mapping, same_transaction=True)
+        await capture.install(conn, self._mapping, same_transaction=True, triggers=self._triggers)
         await reverse.install(conn, self._mapping, same_transaction=True)
 
     async def _backfill(self) -> None:
@@ -310,7 +315,14 @@ class Work:
         )
 
     async def _build_indexes(self) -> None:
-        await ddl.build_indexes(self._target, self._compiled, on_progress=self._see_index)
+        try:
+            await ddl.build_indexes(self._target, self._compiled, on_progress=self._see_index)
+        except ddl.ConstraintViolated:
+            # It names one index, and no rows.
+            async with session(self._target, _PART, timeout=_SCAN_TIMEOUT) as target:
+                self._unindexed = await violations.of_indexes(target, self._compiled)
+            raise
+        self._unindexed = ()
         await self._note(indexes=True)
 
     async def _add_constraints(self) -> None:
@@ -425,11 +437,7 @@ class Work:
         """
         async with session(self._source, _PART, timeout=_STATEMENT_TIMEOUT) as source:
             await capture.remove(source, self.migration.name)
-            if not self._same_transaction:
-                await self._all_published(source)
-        self.excluded |= CARRIERS | {Part.OBSERVER}
-        # The conductor ends them with its next look.
-        await self._nothing_carried.wait()
+        await self._carry_the_rest(Part.WAY_BACK)
         keeps = self.migration.tables is not Tables.DROP
         if not keeps:
             async with session(self._target, _PART, timeout=_STATEMENT_TIMEOUT) as target:
@@ -440,14 +448,62 @@ class Work:
         if not self._same_transaction:
             await topics.remove_topics(self._around.kafka, self.migration.name)
 
-    async def _all_published(self, source: Connection) -> None:
-        """Return when no captured change waits any more: it would be told to the next run, which takes it for new."""
-        if not await source.fetchval(_HAS_OUTBOX):
-            return
-        topic = topics.topic(self.migration.name, "forward")
-        while (await outbox.status(source, count_cap=1, topic=topic)).depth:
-            self._doing[Part.WAY_BACK] = "what was captured last is being published"
-            await asyncio.sleep(_DRAIN_INTERVAL)
+    async def _retire(self) -> None:
+        """Take everything of a migration that has ended out of both databases and Kafka.
+
+        The store that takes no writes is left as it was asked for. Nothing of this can be taken back.
+        """
+        asked = self._facts.retirement
+        if asked is None:
+            raise AssertionError("a migration that is retiring was asked to")
+        await (self._retire_key_value(asked) if asked.closed == "source" else self._retire_tables(asked))
+        await self._arrive(asked.model_dump(mode="json"))
+
+    async def _retire_key_value(self, asked: Retirement) -> None:
+        await self._carry_the_rest(Part.RETIREMENT)
+        async with session(self._source, _PART, timeout=_STATEMENT_TIMEOUT) as source:
+            if asked.leave == "closed":
+                # Before what closes it now is gone: in no moment does it take a write.
+                table = relation(self._mapping.source.table)
+                await retired.close(source, self.migration.name, "source", [table], triggers=self._triggers)
+            # First of all, and by itself: it waits for whoever is about to ask what is dropped next.
+            await capture.remove(source, self.migration.name)
+        for dsn in dict.fromkeys((self._source, self._target)):
+            await ddl.drop(dsn, self._compiled, tables=False)
+        if not self._same_transaction:
+            await topics.remove_topics(self._around.kafka, self.migration.name)
+
+    async def _retire_tables(self, asked: Retirement) -> None:
+        async with session(self._target, _PART, timeout=_STATEMENT_TIMEOUT) as target:
+            tables = await reverse.tables_of(target, self.migration.name)
+            if tables and asked.leave == "closed":
+                await retired.close(target, self.migration.name, "target", tables)
+            if asked.leave != "dropped":
+                await reverse.remove(target, self._mapping)
+        # Only tables that are said to be ours; what says so goes with them, or it would have to be guessed afterwards.
+        await ddl.drop(self._target, self._compiled, tables=bool(tables) and asked.leave == "dropped")
+
+    async def _carry_the_rest(self, part: Part) -> None:
+        """Return when no captured change waits any more, and nobody carries any.
+
+        What waits would be told to the next run of this name, which takes it for new; and where there is no topic for
+        it, everything else in the outbox would wait behind it.
+        """
+        if not self._same_transaction:
+            await self._all_published(part, self._source, topics.topic(self.migration.name, "forward"))
+            await self._all_published(part, self._target, topics.topic(self.migration.name, "reverse"))
+        self.excluded |= CARRIERS | {Part.OBSERVER}
+        # The conductor ends them with its next look.
+        await self._nothing_carried.wait()
+
+    async def _all_published(self, part: Part, dsn: str, topic: str) -> None:
+        async with session(dsn, _PART, timeout=_STATEMENT_TIMEOUT) as conn:
+            if not await conn.fetchval(_HAS_OUTBOX):
+                return
+            while (await outbox.status(conn, count_cap=1, topic=topic)).depth:
+                self._doing[part] = f"what was captured last for {topic} is being published"
+                await asyncio.sleep(_DRAIN_INTERVAL)
+        self._doing.pop(part, None)
 
     # --- what they share ---
 

@@ -21,7 +21,7 @@ from replank.migrate.authority import NoAuthority, WritesElsewhere, WritesHeld
 from replank.migrate.client.comparing import ReadSettings
 from replank.migrate.client.dualwriter import DualWriter
 from replank.migrate.client.reads import Mode, NotAppliedYet, ReadRouter
-from replank.migrate.client.token import InvalidToken, Token, token_of
+from replank.migrate.client.token import InvalidToken, Token, token_of, token_of_records
 from replank.migrate.client.trace import carry_trace
 from replank.migrate.client.writes import WriteRouter
 
@@ -39,4 +39,5 @@ __all__ = [
     "WritesHeld",
     "carry_trace",
     "token_of",
+    "token_of_records",
 ]

@@ -28,6 +28,14 @@ _log: Final = logging.getLogger(__name__)
 _tracer: Final = trace.get_tracer("replank.migrate")
 
 _COUNT: Final = "select {schema}.count_reads($1::text[], $2::text[], $3::bigint[])"
+_TOLD: Final = "select key, version from {schema}.told_by_{side}($1, $2)"
+_BEHIND: Final = """
+    select exists (select from unnest($1::text[], $2::bigint[]) as t(key, version)
+                     left join {schema}.{followed} a on a.key = t.key
+                    where a.version is null or a.version < t.version)
+"""
+# So many changes have some in every partition, or are all there are.
+_MOST_TOLD: Final = 1000
 
 ENDPOINT: Final = "replank.migrate.endpoint"
 _OUTCOME: Final = "replank.migrate.read.outcome"
@@ -56,7 +64,9 @@ class ReadSettings(BaseModel):
     comparison_timeout: PositiveFloat = 10.0
     """How long one read for a comparison may take."""
     looks: tuple[NonNegativeFloat, ...] = (0.1, 0.5, 2.0)
-    """The pauses before the further looks at an answer that differs: a write may be on its way."""
+    """The pauses before the further looks at an answer that differs: a write may be on its way.
+
+    The last one is how far the tables may be behind before nobody can tell (``unsettled``) whether they differ."""
     report_interval: PositiveFloat = 2.0
     """How often the counts of comparisons are added up in the target's database, where the migration looks."""
 
@@ -84,8 +94,9 @@ async def timed(migration: str, endpoint: str, store: Store, read: Read[Value]) 
 class Comparisons:
     """The comparisons of one process: bounded in number and time, counted here and in the target's database."""
 
-    def __init__(self, name: str, target: Pool, settings: ReadSettings) -> None:
+    def __init__(self, name: str, source: Pool, target: Pool, settings: ReadSettings) -> None:
         self._name = name
+        self._source = source
         self._target = target
         self._settings = settings
         self._count_reads = _COUNT.format(schema=schema_of(name))
@@ -149,21 +160,43 @@ class Comparisons:
     async def _look(self, question: Question[Value], ours: Any) -> tuple[str, list[str]]:
         """How a comparison ends, and in what the answers differ.
 
-        What differs at once may be a write on its way. It is a mismatch if it still differs at the last look, while the
-        key-value store has answered the same twice; where it has not, nobody can tell.
+        What differs at once may be a write on its way. It is a mismatch if the last look finds both: the key-value
+        store answered alike before and after the tables did, and they had been told of everything, and had applied it,
+        that was written before the first of the two. Where one of these is not so, nobody can tell.
         """
+        asked = time.monotonic()
         different = differences(ours, await self._form(question, "tables"), question.ignored)
         if not different:
             return "match", []
-        stood_still = True
-        for pause in self._settings.looks:
+        settled = False
+        for number, pause in enumerate(self._settings.looks, 1):
             await asyncio.sleep(pause)
-            before, ours = ours, await self._form(question, "kv")
-            different = differences(ours, await self._form(question, "tables"), question.ignored)
-            if not different:
+            # Costs more than a read, so it is asked for the look that decides.
+            applied = number == len(self._settings.looks) and not await self._behind(time.monotonic() - asked)
+            theirs = await self._form(question, "tables")
+            before, ours, asked = ours, await self._form(question, "kv"), time.monotonic()
+            different = differences(ours, theirs, question.ignored)
+            if not different or not differences(before, theirs, question.ignored):
                 return "late", []
-            stood_still = not differences(before, ours, question.ignored)
-        return ("mismatch" if stood_still else "unsettled"), different
+            settled = applied and not differences(before, ours, question.ignored)
+        return ("mismatch" if settled else "unsettled"), different
+
+    async def _behind(self, age: float) -> bool:
+        """Whether a change that was told so many seconds ago, or earlier, is still to be applied by the other side."""
+        schema = schema_of(self._name)
+        async with asyncio.timeout(self._settings.comparison_timeout):
+            for side, followed, ours, theirs in (
+                ("source", "applied", self._source, self._target),
+                ("target", "restored", self._target, self._source),
+            ):
+                async with ours.acquire() as conn:
+                    told = await conn.fetch(_TOLD.format(schema=schema, side=side), age, _MOST_TOLD)
+                if told:
+                    async with theirs.acquire() as conn:
+                        keys, versions = zip(*told, strict=True)
+                        if await conn.fetchval(_BEHIND.format(schema=schema, followed=followed), keys, versions):
+                            return True
+        return False
 
     async def _form(self, question: Question[Value], store: Store) -> Any:
         read = question.kv if store == "kv" else question.tables

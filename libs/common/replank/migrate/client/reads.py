@@ -88,7 +88,7 @@ class ReadRouter:
         self._statements = {
             side: _APPLIED.format(schema=schema_of(name), followed=followed) for side, followed in _FOLLOWED.items()
         }
-        self._comparisons = Comparisons(name, target, self.settings)
+        self._comparisons = Comparisons(name, source, target, self.settings)
         # What was seen applied, so that a token which comes back again and again asks the database once.
         self._applied: OrderedDict[tuple[Side, str], int] = OrderedDict()
         self._misnamed: set[tuple[str, str]] = set()

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import quote, unquote
 
+import asyncpg
+
 from replank.connection import Connection
 from replank.errors import ReplankError
-from replank.migrate.authority import Side
+from replank.migrate.authority import NoAuthority, Side, refusal
+from replank.migrate.sql import schema_of
 
 MOST_PAIRS: Final = 20
 """What a token keeps: the newest writes of its bearer. One that wrote more may read an older one of them too early."""
 
 _MOST_CHARACTERS: Final = 64 * 1024
-_REMEMBERED: Final = 16384  # characters that a transaction remembers
 _LARGEST_VERSION: Final = 2**63 - 1
 _LETTERS: Final[dict[Side, str]] = {"source": "s", "target": "t"}
 _SIDES: Final[dict[str, Side]] = {letter: side for side, letter in _LETTERS.items()}
@@ -30,6 +32,7 @@ _VERSIONS: Final = """
     select current_setting('replank_migrate.source_versions', true),
            current_setting('replank_migrate.target_versions', true)
 """
+_RETELL: Final = "select {schema}.retell_{side}($1::text[])"
 
 
 class InvalidToken(ReplankError):
@@ -109,19 +112,44 @@ class Token:
 async def token_of(conn: Connection) -> Token:
     """The token of what the transaction that is open on ``conn`` has written so far; asked before it commits.
 
-    Empty where nothing was captured. Of one statement it has the last `MOST_PAIRS` records.
+    Empty where nothing was captured: a statement that changes nothing is not. Who repeats a write asks for
+    `token_of_records`. Of one statement it has the last `MOST_PAIRS` records.
     """
     ((source, target),) = await conn.fetch(_VERSIONS)
     return Token.of((*_remembered("source", source), *_remembered("target", target)))
 
 
+async def token_of_records(conn: Connection, name: str, side: Side, keys: Sequence[str]) -> Token:
+    """As `token_of`, and it covers the records with these keys as they are now, whoever has written them.
+
+    For a write that may be the repetition of an earlier one, whose answer was lost: it changes nothing, but what it
+    repeats may still be on its way. ``keys`` are those of the migration ``name``, ``side`` is the store that ``conn``
+    writes to. The records which this transaction did not change are told once more, which costs as much as changing
+    them. Of a record that the key-value store does not have any more it knows the deletion if that was among the last
+    10,000 changes. Raises as a write does: `WritesHeld`, `WritesElsewhere`, and `NoAuthority` where there is no
+    migration.
+    """
+    token = await token_of(conn)
+    known = {written.key for written in token.to(side)}
+    unchanged = [key for key in dict.fromkeys(keys) if key and key not in known]
+    if not unchanged:
+        return token
+    try:
+        await conn.execute(_RETELL.format(schema=schema_of(name), side=side), unchanged)
+    except (asyncpg.InvalidSchemaNameError, asyncpg.UndefinedFunctionError) as error:
+        raise NoAuthority(
+            f"this database is not the {side} of the migration {name}", fix="start the migration first"
+        ) from error
+    except asyncpg.PostgresError as error:
+        if refused := refusal(error):
+            raise refused from error
+        raise
+    return await token_of(conn)
+
+
 def _remembered(side: Side, lines: str | None) -> Iterator[Written]:
     # Each line ends with a line feed, which JSON has only escaped.
-    complete = (lines or "").split("\n")[:-1]
-    if len(lines or "") >= _REMEMBERED:
-        # The database keeps the end of a long list: the first line is perhaps the rest of one.
-        complete = complete[1:]
-    for line in complete[-MOST_PAIRS:]:
+    for line in (lines or "").split("\n")[:-1][-MOST_PAIRS:]:
         version, _, key = line.partition(" ")
         yield Written(side, json.loads(key), int(version))
 

@@ -15,9 +15,9 @@ language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-    touched integer;
-    one     text;
+    touched text[];
     batch   text[];
+    nothing text;
 begin
     if current_setting('replank_migrate.applier', true) = :'name' then
         if exists (select from changed) then
@@ -26,57 +26,57 @@ begin
         return null;
     end if;
     -- Also for a statement that found no row: what it looked for may be in the other store.
-    perform :"schema".require_open('source');
+    nothing := :"schema".require_open('source');
 
-    -- No record, or one that keeps its key, is the usual case and has no need for the rest.
-    select count(*), min(c.key) into touched, one from (select c.:"key" as key from changed c limit 2) as c;
-    if touched = 0 then
+    -- A record whose key was changed is gone under the old one. No pattern of a mapping matches an empty key, and no
+    -- event can have one. What is assigned and not performed is not a query more, in every write.
+    touched := array(select c.:"key" from changed c limit 1001);
+    if touched = '{}' then
         return null;
-    end if;
-    if touched = 1 and tg_op = 'UPDATE' then
-        select count(*) into touched from previous p where p.:"key" = one;
-    end if;
-    if touched = 1 then
-        if one <> '' then
-            perform :"schema".carry(array[one]);
+    elsif cardinality(touched) <= 1000 then
+        if tg_op = 'UPDATE' and cardinality(touched) <= 20 then
+            touched := touched || array(select p.:"key" from previous p where p.:"key" <> all (touched));
+        elsif tg_op = 'UPDATE' then
+            touched := array(select c.:"key" from changed c union select p.:"key" from previous p);
         end if;
-        return null;
-    end if;
-
-    -- In batches, because all the values of a large statement do not fit into one array. A record whose key was changed
-    -- is gone under the old one. No pattern of a mapping matches an empty key, and no event can have one.
-    if tg_op = 'UPDATE' then
+        nothing := :"schema".carry(array_remove(touched, ''));
+    elsif tg_op = 'UPDATE' then
+        -- In batches, because the keys of a large statement do not fit into one array.
         for batch in
             select array_agg(k.key)
-              from (select u.key, (row_number() over () - 1) / 200 as part
+              from (select u.key, (row_number() over () - 1) / 1000 as part
                       from (select c.:"key" as key from changed c union select p.:"key" from previous p) as u
                      where u.key <> '') as k
              group by k.part
         loop
-            perform :"schema".carry(batch);
+            nothing := :"schema".carry(batch);
         end loop;
     else
         for batch in
             select array_agg(k.key)
-              from (select c.:"key" as key, (row_number() over () - 1) / 200 as part
+              from (select c.:"key" as key, (row_number() over () - 1) / 1000 as part
                       from changed c where c.:"key" <> '') as k
              group by k.part
         loop
-            perform :"schema".carry(batch);
+            nothing := :"schema".carry(batch);
         end loop;
     end if;
     return null;
 end
 $$;
 
--- The same for a writer that tells of its changes itself, where there are no triggers.
+-- The same for a writer that tells of its changes itself, where there are no triggers. It has locked the table when it
+-- wrote; one that tells first is let in all the same, and so must be seen to write. Without keys it tells of nothing.
 create or replace function :"schema".written(keys text[]) returns void
 language plpgsql volatile security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    lock table only :"table_schema".:"table" in row exclusive mode;
     perform :"schema".require_open('source');
-    perform :"schema".carry(keys);
+    if cardinality(keys) > 0 then
+        perform :"schema".carry(keys);
+    end if;
 end
 $$;
 
@@ -124,6 +124,10 @@ begin
     )
     select array_agg(t.key), array_agg(t.version) into taken_keys, taken_versions from taken t;
     perform set_config('replank_migrate.applier', writer, true);
+    if taken_keys is not null then
+        -- As the triggers say, which not every kind of capture has.
+        perform :"schema".require_not_open('source');
+    end if;
     return query
         select g.key, case when t.key is null then 'stale' else 'applied' end, null::text
           from unnest(keys, versions) as g(key, version)

@@ -8,21 +8,51 @@ as $$
 declare
     version     bigint;
     traceparent constant text := nullif(current_setting('replank.traceparent', true), '');
-    -- Not by a clause of the function: for a setting that is nobody's, those are for superusers.
-    ordered     constant text := coalesce(current_setting('replank_outbox.ordered_by_caller', true), '');
 begin
     -- The lock before the version, so that the versions of a record grow in the order of commits.
     perform :"schema".lock_records(keys);
     version := nextval(:'version_sequence'::regclass);
-    perform set_config('replank_outbox.ordered_by_caller', 'on', true);
-    perform replank_outbox.append_many(
-        array_fill(:'topic'::text, array[cardinality(keys)]), keys,
-        array_fill(:'type'::text, array[cardinality(keys)]),
-        (select array_agg(convert_to('{"key": ' || to_json(k.key) || ', "version": ' || version
-                                     || ', "op": "upsert", "fetch": true}', 'UTF8') order by k.place)
-           from unnest(keys) with ordinality as k(key, place)),
-        traceparent => traceparent);
-    perform set_config('replank_outbox.ordered_by_caller', ordered, true);
+    perform replank_outbox.append_ordered(
+        :'topic', :'type', keys,
+        array(select convert_to('{"version": ' || version || ', "key": ' || to_json(k.key)
+                                || ', "op": "upsert", "fetch": true}', 'UTF8')
+                from unnest(keys) with ordinality as k(key, place) order by k.place),
+        traceparent);
     perform :"schema".remember('replank_migrate.target_versions', keys, version);
+end
+$$;
+
+-- The newest changes of this side that were told at least so many seconds ago, of each record the newest: where all of
+-- them are applied, so is whatever was told before them, since partitions are applied in their order. Not what an earlier
+-- run of the migration told, nor what an operator took out of the way; a side that is closed has been waited for.
+create or replace function :"schema".told_by_target(age double precision, most integer)
+returns table (key text, version bigint)
+language sql stable security definer
+set search_path = pg_catalog, pg_temp
+as $$
+    select t.key, max(t.version)
+      from (select e.key, e.event_id,
+                   -- All of it is ASCII: see the change that is told.
+                   substring(encode(substr(e.value, 1, 32), 'escape') from '^{"version": ([0-9]+),')::bigint as version
+              from replank_outbox.event e
+             where e.topic = :'topic' and e.created_at < clock_timestamp() - make_interval(secs => age)
+             order by e.xid desc, e.id desc limit most) as t
+     where t.version >= (select s.seqstart from pg_sequence s where s.seqrelid = :'version_sequence'::regclass)
+       and exists (select from :"schema".authority a where a.side = 'target' and a.writes <> 'closed')
+       and not exists (select from replank_outbox.quarantine q where q.event_id = t.event_id)
+     group by t.key
+$$;
+
+-- For a writer who repeats a write, and wants to read it though he may have changed nothing: the records are told once
+-- more, there or not, since nobody knows what is still on its way of them.
+create or replace function :"schema".retell_target(keys text[]) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    execute (select format('lock table only %s in row exclusive mode', a.tables[1])
+               from :"schema".authority a where a.side = 'target');
+    perform :"schema".require_open('target');
+    perform :"schema".carry_back(keys);
 end
 $$;

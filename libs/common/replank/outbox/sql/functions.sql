@@ -5,7 +5,7 @@ create or replace function replank_outbox.uuid7() returns uuid
 language sql volatile parallel safe
 as $$
     -- 48 bits of Unix milliseconds, the version nibble 7, and what follows that of a random version 4 UUID.
-    select (lpad(to_hex(floor(extract(epoch from clock_timestamp()) * 1000)::bigint), 12, '0')
+    select (lpad(to_hex(floor(date_part('epoch', clock_timestamp()) * 1000)::bigint), 12, '0')
             || '7' || substr(gen_random_uuid()::text, 16))::uuid
 $$;
 
@@ -94,8 +94,7 @@ begin
 
     -- The order lock, before the id is drawn: for one key, id order is then commit order.
     -- A transaction with very many keys would fill the lock table, so it trades its key locks for the whole topic.
-    -- A caller whose own locks put the transactions of a key one after the other, up to their commit, says so.
-    if key is not null and current_setting('replank_outbox.ordered_by_caller', true) is distinct from 'on' then
+    if key is not null then
         held := replank_outbox.locks_held();
         if held < 256 then
             perform pg_advisory_xact_lock_shared(hashtextextended(topic, 7203685041));
@@ -179,9 +178,7 @@ begin
     -- Locks in one global order (topics, then keys, each by hash), so that two calls cannot wait for each other.
     select count(*) into distinct_keys
       from (select distinct m.topic, m.key from unnest(topics, keys) as m(topic, key) where m.key is not null) as d;
-    if current_setting('replank_outbox.ordered_by_caller', true) = 'on' then
-        null;  -- the caller's own locks have put the transactions of a key one after the other
-    elsif held + distinct_keys > 256 then
+    if held + distinct_keys > 256 then
         for lock_id in select distinct hashtextextended(m.topic, 7203685041) as h
                          from unnest(topics, keys) as m(topic, key) where m.key is not null order by h loop
             perform pg_advisory_xact_lock(lock_id);
@@ -210,6 +207,56 @@ begin
            as m(event_id, topic, key, type, source, subject, value, headers, ord)
      order by m.ord;
     return event_ids;
+end
+$$;
+
+-- For a caller whose own locks put the transactions of a key one after the other, up to their commit: it takes none, and
+-- does little more than one insert. Every event has a key, and all have one topic and type.
+create or replace function replank_outbox.append_ordered(
+    topic       text,
+    type        text,
+    keys        text[],
+    payloads    bytea[],
+    traceparent text default null
+) returns void
+language plpgsql volatile security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    at   integer;
+    size bigint;
+    stem text;
+begin
+    if topic = '' or type = '' or '' = any (keys) or cardinality(keys) is distinct from cardinality(payloads) then
+        raise exception 'outbox: topic, type and keys must not be empty, and there is one payload a key (topic "%")', topic
+            using errcode = 'invalid_parameter_value';
+    -- None is larger than all together.
+    elsif pg_column_size(payloads)
+        > coalesce(nullif(current_setting('replank_outbox.max_bytes', true), ''), '1000000')::bigint then
+        select m.ord, octet_length(m.key) + octet_length(m.value) into at, size
+          from unnest(keys, payloads) with ordinality as m(key, value, ord)
+         where octet_length(m.key) + octet_length(m.value)
+             > coalesce(nullif(current_setting('replank_outbox.max_bytes', true), ''), '1000000')::bigint
+         limit 1;
+        if found then
+            raise exception 'outbox: event % of append_ordered has % bytes, which is over the limit', at, size
+                using errcode = 'program_limit_exceeded',
+                      hint = 'store the payload elsewhere and publish a reference to it';
+        end if;
+    end if;
+
+    if cardinality(keys) = 1 then
+        insert into replank_outbox.event (event_id, bucket, topic, key, type, source, value, traceparent)
+        values (replank_outbox.uuid7(), replank_outbox.bucket(keys[1]), append_ordered.topic, keys[1],
+                append_ordered.type, 'postgres:' || current_database(), payloads[1], append_ordered.traceparent);
+        return;
+    end if;
+    -- The ids are one UUIDv7, whose last 32 bits count: to draw each anew costs as much as the index does.
+    stem := left(replank_outbox.uuid7()::text, 28);
+    insert into replank_outbox.event (event_id, bucket, topic, key, type, source, value, traceparent)
+    select (stem || lpad(to_hex(m.ord), 8, '0'))::uuid, replank_outbox.bucket(m.key), append_ordered.topic, m.key,
+           append_ordered.type, 'postgres:' || current_database(), m.value, append_ordered.traceparent
+      from unnest(keys, payloads) with ordinality as m(key, value, ord);
 end
 $$;
 
