@@ -218,13 +218,13 @@ async def test_an_open_loop_keeps_its_rate_and_counts_waiting_as_latency(serve: 
         return True
 
     async with serve(lambda app: Saboteur(app, lists_products, spoil)) as url:
-        result = await Drive(url, auth, Limits(workers=1, rate=20, seconds=6, products=3)).run()
+        result = await Drive(url, auth, Limits(workers=1, rate=5, seconds=8, products=3)).run()
     assert result.clean, result.as_json()
-    # One request took two seconds, and forty were late because of it; all the same they were sent. A few turns of the
+    # One request took two seconds, and ten were late because of it; all the same they were sent. A few turns of the
     # plan ask for nothing, as long as there are no orders to ask for.
-    assert result.numbers.requests >= 80
+    assert result.numbers.requests >= 25
     late = sum(value > 500 for values in result.numbers.milliseconds.values() for value in values)
-    assert late >= 15
+    assert late >= 4
 
 
 async def test_the_command_drives_until_it_is_told_to_stop_and_its_model_can_be_audited(
@@ -259,17 +259,18 @@ async def test_the_command_drives_until_it_is_told_to_stop_and_its_model_can_be_
     assert summary["requests"] > 50
     assert summary["failures"] == summary["wrong"] == 0
 
-    async def audited() -> tuple[int, dict[str, Any]]:
+    async def audited(*models: Path) -> tuple[int, dict[str, Any]]:
         environment = {"REPLANK_STOREFRONT_DSN": databases.kv}
-        async with Process(
-            "replank_storefront", "audit", "--store", "kv", "--model", str(model), env=environment
-        ) as run:
+        options = [option for path in models for option in ("--model", str(path))]
+        async with Process("replank_storefront", "audit", "--store", "kv", *options, env=environment) as run:
             return await run.exit_code(), json.loads(run.output)
 
-    code, found = await audited()
+    code, found = await audited(model)
     assert (code, found["wrong"]) == (0, 0), found
-    order = next(order for world in (await read_truth(model)).worlds for order in world.orders.values())
+    _, twice = await audited(model, model)
+    assert (twice["compared"], twice["wrong"]) == (2 * found["compared"], 0)
+    order = next(order for world in (await read_truth([model])).worlds for order in world.orders.values())
     await kv.execute("delete from kv_store where key = $1", f"order:{order.client_id}:{order.id}")
-    code, found = await audited()
+    code, found = await audited(model)
     assert code == 1
     assert any(order.id in each["question"] for each in found["first"])

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
     auditing = commands.add_parser("audit", help="hold a store to what `drive` wrote")
     auditing.add_argument("--store", choices=["kv", "tables"], required=True)
-    auditing.add_argument("--model", type=Path, required=True)
+    auditing.add_argument("--model", type=Path, action="append", required=True, help="may be repeated")
     return parser
 
 

@@ -22,6 +22,7 @@ from replank.migrate.client import InvalidToken, NotAppliedYet, Token, WritesEls
 from replank_storefront.model import (
     MIN_SEARCH,
     Amount,
+    Body,
     Catalog,
     Client,
     DailyCounts,
@@ -213,10 +214,10 @@ def _sites(shop: Shop) -> APIRouter:
         asked.wrote(await shop.put_site(site, asked.token))
         return site
 
-    @routes.get("/sites/{site_id}/products")
-    async def offer(site_id: SiteId, asked: Asked) -> list[Product]:
+    @routes.get("/sites/{site_id}/products", response_model=list[Product])
+    async def offer(site_id: SiteId, asked: Asked) -> Response:
         """The products of the site's catalog that the site does not exclude."""
-        return _there(await shop.offer(site_id, asked.token), "site", site_id)
+        return _answer(_there(await shop.offer(site_id, asked.token), "site", site_id))
 
     @routes.put("/sites/{site_id}/exclusions/{product_id}", status_code=204)
     async def exclude(site_id: SiteId, product_id: ProductId, body: Exclude, asked: Asked) -> None:
@@ -242,15 +243,15 @@ def _products(shop: Shop) -> APIRouter:
         asked.wrote(await shop.put_catalog(catalog, asked.token))
         return catalog
 
-    @routes.get("/catalogs/{catalog_id}/products")
-    async def list_products(catalog_id: CatalogId, asked: Asked) -> list[Product]:
+    @routes.get("/catalogs/{catalog_id}/products", response_model=list[Product])
+    async def list_products(catalog_id: CatalogId, asked: Asked) -> Response:
         """All products of a catalog."""
-        return _there(await shop.products(catalog_id, asked.token), "catalog", catalog_id)
+        return _answer(_there(await shop.products(catalog_id, asked.token), "catalog", catalog_id))
 
-    @routes.get("/products")
-    async def search(q: Annotated[str, Query(min_length=MIN_SEARCH, max_length=100)], asked: Asked) -> list[Product]:
+    @routes.get("/products", response_model=list[Product])
+    async def search(q: Annotated[str, Query(min_length=MIN_SEARCH, max_length=100)], asked: Asked) -> Response:
         """The first products, by name, whose name contains ``q``."""
-        return await shop.search(q, asked.token)
+        return _answer(await shop.search(q, asked.token))
 
     @routes.get("/products/{product_id}")
     async def get_product(product_id: ProductId, asked: Asked) -> Product:
@@ -347,6 +348,10 @@ def _analytics(shop: Shop) -> APIRouter:
         return await shop.daily_counts(site_id, day, asked.token)
 
     return routes
+
+
+def _answer(body: Body) -> Response:
+    return Response(body, media_type="application/json")
 
 
 def _there(found: T | None, kind: str, name: str) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from replank.connection import Connection
 from replank.errors import ConfigurationError
 from replank_storefront.kv_store import KvStore
+from replank_storefront.model import as_json
 from replank_storefront.store import Store
 from replank_storefront.table_store import TableStore
-from replank_storefront.world import Truth, World, as_json, differences
+from replank_storefront.world import Truth, World, differences
 
 _SHOWN: Final = 20
 
@@ -35,8 +36,12 @@ class Audit:
         return {"compared": self.compared, "doubtful": self.doubtful, "wrong": self.wrong, "first": self.first}
 
 
-async def read_truth(path: Path) -> Truth:
-    """The model that a driver has written. Raises `ConfigurationError` for anything else."""
+async def read_truth(models: Iterable[Path]) -> Truth:
+    """The models that drivers have written, as one. Raises `ConfigurationError` for anything else."""
+    return Truth(worlds=[world for model in models for world in (await _read(model)).worlds])
+
+
+async def _read(path: Path) -> Truth:
     try:
         return Truth.model_validate_json(await asyncio.to_thread(path.read_bytes))
     except OSError as error:

@@ -26,9 +26,19 @@ from uuid import uuid4
 
 import httpx
 
-from replank_storefront.model import SEARCH_LIMIT, Catalog, Client, Occurrence, Order, Product, Site, in_milliseconds
+from replank_storefront.model import (
+    SEARCH_LIMIT,
+    Catalog,
+    Client,
+    Occurrence,
+    Order,
+    Product,
+    Site,
+    as_json,
+    in_milliseconds,
+)
 from replank_storefront.requester import Doubtful, Numbers, Requester, TokenFile
-from replank_storefront.world import Truth, World, as_json
+from replank_storefront.world import Truth, World
 
 # An attempt whose connection was lost may still be at work in the shop, which gives up on it after this time
 # (seconds). Until then nothing else is written to the same thing: the late attempt would undo it.

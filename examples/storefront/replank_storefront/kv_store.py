@@ -17,6 +17,7 @@ from replank.connection import Connection
 from replank_storefront import records
 from replank_storefront.model import (
     SEARCH_LIMIT,
+    Body,
     Catalog,
     Client,
     DailyCounts,
@@ -29,6 +30,7 @@ from replank_storefront.model import (
     Site,
     Status,
     Unreadable,
+    body_of,
     missing,
     month_bounds,
     report_of,
@@ -73,29 +75,26 @@ class KvStore:
             return None
         return await self._each(conn, records.read_site, [f"site:{site}" for site in client.get("siteIds", [])])
 
-    async def products(self, conn: Connection, catalog_id: str) -> list[Product] | None:
-        catalog = await self._record(conn, _GET, f"catalog:{catalog_id}")
-        if catalog is None:
-            return None
-        keys = [f"product:{product}" for product in catalog.get("productIds", [])]
-        return await self._each(conn, records.read_product, keys)
+    async def products(self, conn: Connection, catalog_id: str) -> Body | None:
+        products = await self._products(conn, catalog_id)
+        return None if products is None else body_of(products)
 
-    async def offer(self, conn: Connection, site_id: str) -> list[Product] | None:
+    async def offer(self, conn: Connection, site_id: str) -> Body | None:
         site = await self._record(conn, _GET, f"site:{site_id}")
         if site is None:
             return None
         excluded = {key.split(":")[2] for key in await self._keys(conn, f"exclusion:{site_id}:")}
-        products = await self.products(conn, site["catalogId"])
-        return [product for product in products or [] if product.id not in excluded]
+        products = await self._products(conn, site["catalogId"])
+        return body_of([product for product in products or [] if product.id not in excluded])
 
     async def product(self, conn: Connection, product_id: str) -> Product | None:
         key = f"product:{product_id}"
         value = await conn.fetchval(_GET, key)
         return None if value is None else records.read_product(key, value)
 
-    async def search(self, conn: Connection, text: str) -> list[Product]:
+    async def search(self, conn: Connection, text: str) -> Body:
         rows = await conn.fetch(_SEARCH, containing(text))
-        return _readable(records.read_product, ((row["key"], row["value"]) for row in rows))[:SEARCH_LIMIT]
+        return body_of(_readable(records.read_product, ((row["key"], row["value"]) for row in rows))[:SEARCH_LIMIT])
 
     async def order(self, conn: Connection, client_id: str, order_id: str) -> Order | None:
         key = f"order:{client_id}:{order_id}"
@@ -205,6 +204,13 @@ class KvStore:
         await self._add(conn, key, records.merged({}, records.event_record(occurrence)))
 
     # --- what everything is made of ---
+
+    async def _products(self, conn: Connection, catalog_id: str) -> list[Product] | None:
+        catalog = await self._record(conn, _GET, f"catalog:{catalog_id}")
+        if catalog is None:
+            return None
+        keys = [f"product:{product}" for product in catalog.get("productIds", [])]
+        return await self._each(conn, records.read_product, keys)
 
     async def _record(self, conn: Connection, sql: str, key: str) -> records.Json | None:
         value = await conn.fetchval(sql, key)

@@ -11,6 +11,7 @@ from replank.migrate.client import ReadRouter, Token, WriteRouter, carry_trace, 
 from replank.postgres import Pool
 from replank_storefront.kv_store import KvStore
 from replank_storefront.model import (
+    Body,
     Catalog,
     Client,
     DailyCounts,
@@ -21,6 +22,7 @@ from replank_storefront.model import (
     Report,
     Site,
     Status,
+    as_json,
 )
 from replank_storefront.store import Store
 from replank_storefront.table_store import TableStore
@@ -51,16 +53,16 @@ class Shop:
     async def sites(self, client_id: str, token: Token | None) -> list[Site] | None:
         return await self._read("site.list", lambda store, conn: store.sites(conn, client_id), client_id, token)
 
-    async def products(self, catalog_id: str, token: Token | None) -> list[Product] | None:
+    async def products(self, catalog_id: str, token: Token | None) -> Body | None:
         return await self._read("product.list", lambda store, conn: store.products(conn, catalog_id), catalog_id, token)
 
-    async def offer(self, site_id: str, token: Token | None) -> list[Product] | None:
+    async def offer(self, site_id: str, token: Token | None) -> Body | None:
         return await self._read("site.offer", lambda store, conn: store.offer(conn, site_id), site_id, token)
 
     async def product(self, product_id: str, token: Token | None) -> Product | None:
         return await self._read("product.get", lambda store, conn: store.product(conn, product_id), product_id, token)
 
-    async def search(self, text: str, token: Token | None) -> list[Product]:
+    async def search(self, text: str, token: Token | None) -> Body:
         return await self._read("product.search", lambda store, conn: store.search(conn, text), text, token)
 
     async def order(self, client_id: str, order_id: str, token: Token | None) -> Order | None:
@@ -124,7 +126,7 @@ class Shop:
                 return await use(TableStore(), conn)
 
         await self._flags()
-        return await self._reads.read(endpoint, kv=kv, tables=tables, key=key, token=token)
+        return await self._reads.read(endpoint, kv=kv, tables=tables, key=key, token=token, form=as_json)
 
     async def _do(self, use: Use[None], token: Token | None) -> Token:
         _, following = await self._write(use, token)

@@ -1,7 +1,8 @@
 """What the shop asks of a store. Two modules keep to it: `kv_store` and `table_store`.
 
 Every method works on the caller's connection; those that write, in the caller's transaction. Reads answer `None` for
-what is not there, so that answers of two stores can be compared; writes raise `Missing`. Writing the same twice is the
+what is not there, so that answers of two stores can be compared; lists of products are compared to the byte. Writes
+raise `Missing`. Writing the same twice is the
 same as writing it once, so that any request may be repeated.
 """
 
@@ -12,6 +13,7 @@ from typing import Protocol
 
 from replank.connection import Connection
 from replank_storefront.model import (
+    Body,
     Catalog,
     Client,
     DailyCounts,
@@ -34,11 +36,11 @@ class Store(Protocol):
         """A client's sites in the order of their ids; None for a client that is not there."""
         ...
 
-    async def products(self, conn: Connection, catalog_id: str) -> list[Product] | None:
+    async def products(self, conn: Connection, catalog_id: str) -> Body | None:
         """A catalog's products in the order of their ids; None for a catalog that is not there."""
         ...
 
-    async def offer(self, conn: Connection, site_id: str) -> list[Product] | None:
+    async def offer(self, conn: Connection, site_id: str) -> Body | None:
         """The products of a site's catalog that the site does not exclude, in the order of their ids.
 
         None for a site that is not there.
@@ -49,7 +51,7 @@ class Store(Protocol):
         """One product."""
         ...
 
-    async def search(self, conn: Connection, text: str) -> list[Product]:
+    async def search(self, conn: Connection, text: str) -> Body:
         """The first products by name and id whose name contains the text, in capitals or not."""
         ...
 

@@ -10,12 +10,13 @@ import json
 from collections.abc import Sequence
 from datetime import date
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
 from replank.connection import Connection
 from replank_storefront.kv_store import containing
 from replank_storefront.model import (
     SEARCH_LIMIT,
+    Body,
     Catalog,
     Client,
     DailyCounts,
@@ -39,29 +40,31 @@ from clients c left join sites s on s.client_id = c.id
 where c.id = $1
 order by s.id collate "C"
 """
-_PRODUCTS: Final = """
-select p.id, c.id as catalog_id, p.sku, p.name, p.description, p.price, p.currency, p.stock, p.active, p.tags
-from catalogs c left join products p on p.catalog_id = c.id
-where c.id = $1
-order by p.id collate "C"
+# Products as the shop answers them (`replank_storefront.model.Body`), to the byte: so amounts are text, and tags are an
+# array of texts, since jsonb is written with blanks.
+_BODIES: Final = """
+select row_to_json(body)::text from (
+    select p.id, p.catalog_id, p.sku, p.name, p.description, p.price::text, p.currency, p.stock, p.active,
+        case jsonb_typeof(p.tags) when 'array' then array(select jsonb_array_elements_text(p.tags)) else '{{}}' end
+            as tags
+    from products p
+    {}
+) as body
 """
-_OFFER: Final = """
-select p.id, s.catalog_id, p.sku, p.name, p.description, p.price, p.currency, p.stock, p.active, p.tags
-from sites s left join products p on p.catalog_id = s.catalog_id
-    and not exists (select from site_product_exclusions e where e.site_id = s.id and e.product_id = p.id)
-where s.id = $1
-order by p.id collate "C"
-"""
+_PRODUCTS: Final = "select array({}) from catalogs c where c.id = $1".format(  # noqa: S608 - of two constants
+    _BODIES.format("""where p.catalog_id = c.id order by p.id collate "C" """)
+)
+_OFFER: Final = "select array({}) from sites s where s.id = $1".format(  # noqa: S608 - of two constants
+    _BODIES.format("""
+    where p.catalog_id = s.catalog_id
+        and not exists (select from site_product_exclusions e where e.site_id = s.id and e.product_id = p.id)
+    order by p.id collate "C"
+    """)
+)
 _PRODUCT: Final = """
 select id, catalog_id, sku, name, description, price, currency, stock, active, tags from products where id = $1
 """
-_SEARCH: Final = """
-select id, catalog_id, sku, name, description, price, currency, stock, active, tags
-from products
-where name ilike $1
-order by name collate "C", id collate "C"
-limit $2
-"""
+_SEARCH: Final = _BODIES.format("""where p.name ilike $1 order by p.name collate "C", p.id collate "C" limit $2""")
 _ORDER: Final = """
 select o.id, o.client_id, o.site_id, o.status, o.total, o.currency, o.created_at, o.recipient_name, o.recipient_email,
     o.city, (
@@ -162,24 +165,20 @@ class TableStore:
             return None
         return [Site(**row) for row in rows if row["id"] is not None]
 
-    async def products(self, conn: Connection, catalog_id: str) -> list[Product] | None:
-        rows = await conn.fetch(_PRODUCTS, catalog_id)
-        if not rows:
-            return None
-        return [_product(row) for row in rows if row["id"] is not None]
+    async def products(self, conn: Connection, catalog_id: str) -> Body | None:
+        found = await conn.fetchval(_PRODUCTS, catalog_id)
+        return None if found is None else _array(found)
 
-    async def offer(self, conn: Connection, site_id: str) -> list[Product] | None:
-        rows = await conn.fetch(_OFFER, site_id)
-        if not rows:
-            return None
-        return [_product(row) for row in rows if row["id"] is not None]
+    async def offer(self, conn: Connection, site_id: str) -> Body | None:
+        found = await conn.fetchval(_OFFER, site_id)
+        return None if found is None else _array(found)
 
     async def product(self, conn: Connection, product_id: str) -> Product | None:
         row = await conn.fetchrow(_PRODUCT, product_id)
-        return None if row is None else _product(row)
+        return None if row is None else Product(**{**row, "tags": json.loads(row["tags"] or "[]")})
 
-    async def search(self, conn: Connection, text: str) -> list[Product]:
-        return [_product(row) for row in await conn.fetch(_SEARCH, containing(text), SEARCH_LIMIT)]
+    async def search(self, conn: Connection, text: str) -> Body:
+        return _array([body for (body,) in await conn.fetch(_SEARCH, containing(text), SEARCH_LIMIT)])
 
     async def order(self, conn: Connection, client_id: str, order_id: str) -> Order | None:
         row = await conn.fetchrow(_ORDER, client_id, order_id)
@@ -316,9 +315,8 @@ class TableStore:
             raise Refused(f"the site {site_id} belongs to another client", fix="order through a site of the client's")
 
 
-def _product(row: Any) -> Product:
-    # Not validated again: the columns' types say as much, and checking a thousand takes longer than reading them.
-    return Product.model_construct(**{**row, "tags": tuple(json.loads(row["tags"] or "[]"))})
+def _array(bodies: Sequence[str]) -> Body:
+    return Body(f"[{','.join(bodies)}]".encode())
 
 
 def _columns(items: Sequence[Item]) -> tuple[list[str], list[str], list[int], list[Decimal]]:

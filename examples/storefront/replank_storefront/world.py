@@ -98,13 +98,6 @@ class Truth(BaseModel):
     worlds: list[World]
 
 
-def as_json(found: BaseModel | list[Any] | None) -> Any:
-    """What an answer looks like on the wire, read back."""
-    if isinstance(found, list):
-        return [as_json(each) for each in found]
-    return found.model_dump(mode="json") if found is not None else None
-
-
 def differences(expected: Any, got: Any) -> list[dict[str, Any]]:
     """Where two JSON values differ: path, expected and got, the first few."""
     found: list[dict[str, Any]] = []

@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def demo(
     records: Annotated[int, typer.Option(min=1000, help="How many records the shop has.")] = 200_000,
-    rate: Annotated[float, typer.Option(min=1, help="Requests a second of its live traffic.")] = 50.0,
+    rate: Annotated[float, typer.Option(min=1, help="Requests a second of its live traffic.")] = 30.0,
 ) -> None:
     """Move the storefront's key-value store to tables under live traffic, and back, and forward again.
 

@@ -12,8 +12,10 @@ import httpx
 
 from replank.errors import DependencyUnavailable, ReplankError
 
-# An answer of the schema service costs it some 30 ms, which are the shop's to use.
-_POLL: Final = 0.3
+# Often at first, for what takes a moment; then seldom: an answer of the schema service costs it some 30 ms, which are
+# the shop's to use.
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 0.5
 
 T = TypeVar("T")
 
@@ -31,13 +33,15 @@ class Calls:
         """The answer's body."""
         return (await self._send("GET", url)).json()
 
+    async def time(self, url: str) -> float:
+        """How many seconds a GET takes, until the last byte of the answer."""
+        began = time.monotonic()
+        await self._send("GET", url)
+        return time.monotonic() - began
+
     async def post(self, url: str, body: Any, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
         """One POST, with an Idempotency-Key of its own."""
         return await self._send("POST", url, json=body, headers={"idempotency-key": str(uuid4()), **(headers or {})})
-
-    async def put(self, url: str, body: Any) -> None:
-        """One PUT."""
-        await self._send("PUT", url, json=body)
 
     async def _send(self, method: str, url: str, **how: Any) -> httpx.Response:
         try:
@@ -61,6 +65,7 @@ async def until(
 ) -> T:
     """What ``ask`` answers, once that satisfies. ``so_far`` says for an error how it stood in the end."""
     deadline = time.monotonic() + within
+    pause = _FIRST_PAUSE
     while not satisfied(answer := await ask()):
         if time.monotonic() > deadline:
             state = so_far(answer)
@@ -68,5 +73,6 @@ async def until(
                 f"waited {within:g} s for {what}{f'; {state}' if state else ''}",
                 fix="`make status` and `make logs` tell why",
             )
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(pause)
+        pause = min(pause * 1.3, _LONGEST_PAUSE)
     return answer

@@ -11,7 +11,7 @@ from replank.errors import ReplankError
 from replank_cli.demo.calls import until
 from replank_cli.migrate import show
 from replank_cli.migrate.service import Refused, Schema
-from replank_cli.migrate.views import AuditLine, Comparison, Migration, Reject
+from replank_cli.migrate.views import AT_REST, AuditLine, Comparison, Migration, Reject
 
 _REASON: Final = "the demo"
 _REFUSED: Final = "transition-refused"
@@ -54,11 +54,11 @@ class Life:
         """To the next phase, as soon as its conditions are met."""
         return await self._go("advance", to, within, rollout=rollout)
 
-    async def roll_back(self, to: str | None, *, within: float, tables: str = "keep") -> Migration:
-        """Back to an earlier phase, or all the way."""
-        await self.ask("rollback", to=to, tables=tables)
-        goal = to or "rolled_back"
-        return await self.when(lambda seen: seen.phase == goal, what=f"{self.name} to be back in {goal}", within=within)
+    async def roll_back(self, *, within: float) -> Migration:
+        """All the way, and drop the tables; if it is on its way there already, only wait."""
+        if (await self.view()).moving_to not in AT_REST:
+            await self.ask("rollback", tables="drop")
+        return await self.when(lambda seen: seen.phase in AT_REST, what=f"{self.name} to be taken back", within=within)
 
     async def written(self, side: str, *, within: float) -> None:
         """Return once a database itself has said that it is the one that takes writes: ``source`` or ``target``."""

@@ -43,6 +43,7 @@ class Report:
 
     def conclude(self, verdict: Verdict) -> None:
         """The last words."""
+        output.print(f"Told in {time.monotonic() - self._began:.0f} s.", highlight=False)
         if not verdict.problems:
             output.print("[bold green]No request failed, no answer was wrong, and both stores agreed.[/]")
             return

@@ -21,7 +21,7 @@ from replank_cli.demo.report import Report, Verdict, counts, latencies, print_ta
 from replank_cli.demo.shop import Planted
 from replank_cli.demo.traffic import Shift, Traffic, seed
 from replank_cli.migrate.service import Schema, schema
-from replank_cli.migrate.views import AT_REST, Comparison, Progress, Summary
+from replank_cli.migrate.views import AT_REST, Progress, Summary
 
 _OWNER: Final = "user:ada"
 _SOURCE: Final = "storefront-kv"
@@ -32,9 +32,8 @@ _ENDPOINTS: Final = (
 )  # fmt: skip
 _COMPARED_READS: Final = 100
 _MEASURED_REQUESTS: Final = 250
-_BETWEEN_STEPS: Final = 50
+_BETWEEN_STEPS: Final = 30
 _MIGRATIONS: Final = 100
-_TABLES_LEAD: Final = frozenset({"new_only", "completed"})
 # Bounds on what is waited for, in seconds: generous, since machines do other things too.
 _SOON: Final = 60.0
 _LONG: Final = 300.0
@@ -84,7 +83,8 @@ class _Story:
         await self._move_reads(life)
         await self._move_writes(life)
         shift = await self._go_back(life, shift)
-        await self._go_forward(life, shift, planted)
+        await self._start_again(life, records, planted)
+        await self._count(shift, planted)
         shift = await self._complete(life)
         await self._traffic.end(shift)
         await self._account(before)
@@ -123,20 +123,13 @@ class _Story:
                 self._report.say(
                     f"an earlier run left its migration {former.phase}: it is taken back, its tables dropped"
                 )
-                await self._take_back(Life(self._service, former.id, former.name), former)
+                if former.phase == "completed":
+                    # The key-value store has heard of nothing since: it is told sooner that all is gone.
+                    await shop.empty_tables(self._places, self._mapping)
+                await Life(self._service, former.id, former.name).roll_back(within=_LONG)
         if left := await shop.size(self._places):
             self._report.say(f"{left:,} records of an earlier run are removed")
             await shop.empty(self._places)
-
-    async def _take_back(self, life: Life, former: Summary) -> None:
-        if former.phase in _TABLES_LEAD:
-            await life.roll_back("shadow_reads", within=_LONG)
-            # The shop learns where its writes go by being refused: it has to write while the tables still refuse.
-            client = f"{self._places.shop}/v1/clients/c-demo"
-            await self._calls.put(client, {"name": "Demo"})
-        if former.moving_to not in AT_REST:
-            await life.ask("rollback", tables="drop")
-        await life.when(lambda seen: seen.phase in AT_REST, what=f"{life.name} to be taken back", within=_LONG)
 
     # --- the plan, through all services ---
 
@@ -206,28 +199,16 @@ class _Story:
 
     async def _carry(self, life: Life, records: int) -> None:
         self._report.chapter("capturing: from now on every write reaches the tables, by outbox and Kafka")
-        began = time.monotonic()
-        await life.start(within=_SOON)
-        await life.advance("backfilling", within=_SOON)
-        self._report.say(f"triggers, tables, functions after {time.monotonic() - began:.1f} s")
+        await self._capture(life)
         self._report.say(self._traffic.pulse())
 
         self._report.chapter("backfilling: what was there before")
-        began = time.monotonic()
-        seen = await life.when(
-            lambda seen: seen.progress is not None and seen.progress.done, what=f"{records:,} records", within=_LONG
-        )
-        took, progress = time.monotonic() - began, seen.progress or Progress(rows=0)
-        self._report.say(
-            f"{progress.rows:,} records in {took:.1f} s, {progress.rows / took:,.0f} a second; filled "
-            f"{progress.filled:,}, already there {progress.kept:,}, rejected {progress.rejected:,}"
-        )
+        await self._backfill(life, records)
         self._report.say(self._traffic.pulse())
 
     async def _verify(self, life: Life, planted: Planted) -> None:
         self._report.chapter("verifying: everything is compared, and what cannot be a row is named")
-        await life.advance("verifying", within=_SOON)
-        self._say_compared(await life.compared(within=_LONG))
+        await self._compare(life)
         found = await life.rejects()
         reasons = Counter(f"{reject.path or 'key'}: {reject.reason}" for reject in found)
         print_table(("rejected", "why"), ((f"{count:,}", reason) for reason, count in reasons.most_common()))
@@ -235,18 +216,8 @@ class _Story:
         self._verdict.demand(not odd, f"{len(odd)} records were rejected, or not, against what was planted")
 
         await shop.mend(self._places, planted)
-        lost = planted.lost
-        await until(
-            life.rejects,
-            lambda rejects: len(rejects) <= len(lost),
-            what="the mended records to leave the rejects",
-            within=_SOON,
-            so_far=lambda rejects: f"{len(rejects)} are left, {len(lost)} should be",
-        )
-        accepted = await life.accept(lost, "of no use to anybody: left behind")
-        self._report.say(
-            f"{len(planted.mendable):,} mended in the live store and carried over; {accepted:,} accepted as lost"
-        )
+        await self._accept(life, planted)
+        self._report.say(f"{len(planted.mendable):,} mended in the live store and carried over")
 
     async def _order(self) -> str:
         """A customer places an order, whose way is followed; its trace."""
@@ -256,14 +227,7 @@ class _Story:
 
     async def _move_reads(self, life: Life) -> None:
         self._report.chapter("shadow_reads: the key-value store answers, and the tables are asked the same")
-        await life.advance("shadow_reads", within=_LONG)
-        seen = await life.when(
-            lambda seen: seen.compared_reads.compared >= _COMPARED_READS,
-            what=f"{_COMPARED_READS} compared reads",
-            within=_SOON,
-        )
-        reads = seen.compared_reads
-        self._report.say(f"{reads.compared:,} reads compared: {reads.mismatched} mismatches, {reads.errors} errors")
+        await self._compare_reads(life)
         self._report.say(self._traffic.pulse())
 
         self._report.chapter("new_with_fallback: the tables answer for 10, 50, 100 per cent of the keys")
@@ -281,21 +245,28 @@ class _Story:
     # --- back, and forward again ---
 
     async def _go_back(self, life: Life, shift: Shift) -> Shift:
-        self._report.chapter("Rollback in the middle: the key-value store is read and written again")
+        self._report.chapter("Rollback in the middle, all the way: the key-value store has the writes, the tables go")
         began = time.monotonic()
-        await life.roll_back("shadow_reads", within=_LONG)
-        took = time.monotonic() - began
-        await life.written("source", within=_SOON)
-        self._report.say(f"the key-value store has the writes again, {took:.1f} s after it was asked for")
+        await life.roll_back(within=_LONG)
+        took, held = time.monotonic() - began, await self._held(life)
+        self._report.say(f"rolled back {took:.1f} s after it was asked for; writers waited {held} s for that")
         following = await self._hand_over(shift, "second")
         await self._audit("kv", [shift])
-        self._say_compared(await life.compared(within=_LONG))
+        self._report.say(self._traffic.pulse())
         return following
 
-    async def _go_forward(self, life: Life, shift: Shift, planted: Planted) -> None:
-        self._report.chapter("Forward again, and both stores counted to the last record")
-        await life.advance("new_with_fallback", within=_LONG)
+    async def _start_again(self, life: Life, records: int, planted: Planted) -> None:
+        self._report.chapter("Started again: all of it once more")
+        await self._capture(life)
+        await self._backfill(life, records)
+        await self._compare(life)
+        await self._accept(life, planted)
+        await self._compare_reads(life)
+        await life.advance("new_with_fallback", within=_SOON)
         await self._flip(life)
+
+    async def _count(self, shift: Shift, planted: Planted) -> None:
+        self._report.chapter("Both stores counted to the last record")
         # The shop is quiet for a moment: only then can the counts of two databases be held against each other.
         await self._traffic.end(shift)
         await self._audit("tables", self._traffic.ended)
@@ -354,13 +325,72 @@ class _Story:
 
     # --- what chapters share ---
 
+    async def _capture(self, life: Life) -> None:
+        began = time.monotonic()
+        await life.start(within=_SOON)
+        await life.advance("backfilling", within=_SOON)
+        self._report.say(f"triggers, tables, functions after {time.monotonic() - began:.1f} s")
+
+    async def _backfill(self, life: Life, records: int) -> None:
+        began = time.monotonic()
+        seen = await life.when(
+            lambda seen: seen.progress is not None and seen.progress.done, what=f"{records:,} records", within=_LONG
+        )
+        took, progress = time.monotonic() - began, seen.progress or Progress(rows=0)
+        self._report.say(
+            f"{progress.rows:,} records in {took:.1f} s, {progress.rows / took:,.0f} a second; filled "
+            f"{progress.filled:,}, already there {progress.kept:,}, rejected {progress.rejected:,}"
+        )
+
+    async def _compare(self, life: Life) -> None:
+        await life.advance("verifying", within=_SOON)
+        began = time.monotonic()
+        run = await life.compared(within=_LONG)
+        self._report.say(
+            f"{run.compared:,} records compared with their rows in {time.monotonic() - began:.1f} s: {run.different} "
+            f"differ, {run.unsettled} unsettled; {run.percent} per cent agree"
+        )
+        if run.state != "done" or run.different or run.unsettled:
+            raise ReplankError(
+                f"a comparison is {run.state}: {run.different} records differ, {run.unsettled} are unsettled",
+                fix=f"`replank migrate mismatches {self._mapping.name}` names them",
+            )
+
+    async def _accept(self, life: Life, planted: Planted) -> None:
+        """Give up, by name, the records that nobody can mend, once they are the only rejects."""
+        lost = planted.lost
+        await until(
+            life.rejects,
+            lambda rejects: len(rejects) <= len(lost),
+            what="the mended records to leave the rejects",
+            within=_SOON,
+            so_far=lambda rejects: f"{len(rejects)} are left, {len(lost)} should be",
+        )
+        accepted = await life.accept(lost, "of no use to anybody: left behind")
+        self._report.say(f"{accepted:,} records that cannot be rows accepted as lost")
+
+    async def _compare_reads(self, life: Life) -> None:
+        await life.advance("shadow_reads", within=_LONG)
+        seen = await life.when(
+            lambda seen: seen.compared_reads.compared >= _COMPARED_READS,
+            what=f"{_COMPARED_READS} compared reads",
+            within=_SOON,
+        )
+        reads = seen.compared_reads
+        self._report.say(f"{reads.compared:,} reads compared: {reads.mismatched} mismatches, {reads.errors} errors")
+
     async def _flip(self, life: Life) -> None:
         await life.advance("new_only", within=_LONG)
-        held = (await life.last("arrive")).evidence["held_seconds"]
+        held = await self._held(life)
         await life.written("target", within=_SOON)
         self._report.say(f"the tables have the writes; writers waited {held} s for that")
         await self._some_traffic()
         self._report.say(self._traffic.pulse())
+
+    @staticmethod
+    async def _held(life: Life) -> Any:
+        """For how many seconds writers were held when the writes moved last."""
+        return (await life.last("arrive")).evidence["held_seconds"]
 
     async def _hand_over(self, shift: Shift, name: str) -> Shift:
         """The next shift begins, then this one ends: the shop never stands still."""
@@ -383,17 +413,6 @@ class _Story:
         name = {"kv": "key-value store", "tables": "tables"}[store]
         self._report.say(f"{name}: of {asked:,} things that the traffic knows for true, {wrong} are otherwise")
         self._verdict.demand(not wrong, f"the {name}: {wrong} of {asked} things are not as they should be")
-
-    def _say_compared(self, run: Comparison) -> None:
-        self._report.say(
-            f"{run.compared:,} records compared with their rows: {run.different} differ, {run.unsettled} unsettled; "
-            f"{run.percent} per cent agree"
-        )
-        if run.state != "done" or run.different or run.unsettled:
-            raise ReplankError(
-                f"a comparison is {run.state}: {run.different} records differ, {run.unsettled} are unsettled",
-                fix=f"`replank migrate mismatches {self._mapping.name}` names them",
-            )
 
     def _say_faults(self) -> None:
         for fault in self._traffic.first_faults():

@@ -151,8 +151,13 @@ class Traffic:
 
     async def audit(self, store: str, shifts: list[Shift]) -> tuple[int, int]:
         """Hold a store itself to what ended shifts know to be true: how many answers were compared, how many wrong."""
-        results = await asyncio.gather(*(_audit(store, shift.model, self._places) for shift in shifts))
-        return sum(result["compared"] for result in results), sum(result["wrong"] for result in results)
+        models = [option for shift in shifts for option in ("--model", str(shift.model))]
+        _, answer = await _run("audit", "--store", store, *models, places=self._places)
+        try:
+            found: dict[str, Any] = json.loads(answer)
+        except ValueError:
+            raise ReplankError(f"the audit of {store} failed: {answer}") from None
+        return found["compared"], found["wrong"]
 
 
 async def seed(places: Places, records: int, planted: Path) -> dict[str, Any]:
@@ -164,15 +169,6 @@ async def seed(places: Places, records: int, planted: Path) -> dict[str, Any]:
     if code != 0:
         raise ReplankError(f"the shop could not be filled: {answer}")
     return dict(json.loads(answer))
-
-
-async def _audit(store: str, model: Path, places: Places) -> dict[str, Any]:
-    _, answer = await _run("audit", "--store", store, "--model", str(model), places=places)
-    try:
-        found: dict[str, Any] = json.loads(answer)
-    except ValueError:
-        raise ReplankError(f"the audit of {store} failed: {answer}") from None
-    return found
 
 
 async def _run(*arguments: str, places: Places) -> tuple[int, str]:

@@ -22,7 +22,8 @@ from replank.migrate.topics import Direction, topic
 NAMED: Final = 100
 _PART: Final = "compare"
 _TIMEOUT: Final = 120.0
-# Rows are fetched in small portions, so that a chunk of large records ends before they fill the memory.
+# So many rows are fetched to see how large they are, then four times as many at once for as long as they are likely to
+# fit: a chunk of large records ends before they fill the memory, one of small records takes few round trips.
 _PORTION: Final = 250
 
 
@@ -59,6 +60,7 @@ _ORPHANS: Final = """
 """
 _BEYOND: Final = "where ({place}) > ({values})"
 _VALUE_OF: Final = "(select p.{column} from jsonb_populate_record(null::{child}, $2::text::jsonb) as p)"
+_HAS_OUTBOX: Final = "select to_regclass('replank_outbox.event') is not null"
 # Partitions that ended before are not even opened: the bound is on the column that they are divided by.
 _CAPTURED: Final = """
     select e.key, max((convert_from(e.value, 'UTF8')::jsonb ->> 'version')::bigint)
@@ -126,6 +128,7 @@ class Sides:
         self.mapping = mapping
         self.leader, self.follower = (source, target) if direction == "forward" else (target, source)
         self.topic = topic(mapping.name, direction)
+        self._outbox: bool | None = None
         self._names = {
             "schema": schema_of(mapping.name),
             "table": relation(mapping.source.table),
@@ -144,14 +147,18 @@ class Sides:
         keys: list[str] = []
         values: list[str] = []
         size = 0
+        portion = _PORTION
         statement, arguments = (self._sql(_FIRST), [rows]) if after is None else (self._sql(_NEXT), [rows, after])
         async with self.source.transaction(readonly=True):
-            async for key, value in self.source.cursor(statement, *arguments, prefetch=_PORTION):
-                keys.append(key)
-                values.append(value)
-                size += len(value)
-                if size >= bytes_:
-                    break
+            cursor = await self.source.cursor(statement, *arguments)
+            while size < bytes_ and len(keys) < rows and (fetched := await cursor.fetch(portion)):
+                for key, value in fetched:
+                    keys.append(key)
+                    values.append(value)
+                    size += len(value)
+                    if size >= bytes_:
+                        break
+                portion = max(1, min(4 * portion, (bytes_ - size) * len(keys) // max(1, size)))
         return keys, values
 
     async def roots(self, entity: str, after: str | None, rows: int) -> list[str]:
@@ -231,7 +238,8 @@ class Sides:
         in_flight: float,
     ) -> None:
         if conn is self.leader:
-            captured.update(await conn.fetch(_CAPTURED, self.topic, keys, in_flight))
+            if await self._has_outbox():
+                captured.update(await conn.fetch(_CAPTURED, self.topic, keys, in_flight))
         else:
             applied.update(await conn.fetch(self._sql(_APPLIED), keys))
 
@@ -255,6 +263,8 @@ class Sides:
     async def earlier(self, keys: Sequence[str], *, each: int) -> dict[str, list[str]]:
         """By key, the values (JSON text) of earlier changes that are still kept, at most ``each`` a key."""
         found: dict[str, list[str]] = {}
+        if not await self._has_outbox():
+            return found
         for key, value in await self.leader.fetch(_EARLIER, self.topic, keys, each):
             found.setdefault(key, []).append(value)
         return found
@@ -270,7 +280,15 @@ class Sides:
 
     async def recent_keys(self, wanted: int) -> list[str]:
         """Keys of the newest captured changes, deleted ones among them."""
+        if not await self._has_outbox():
+            return []
         return [key for (key,) in await self.leader.fetch(_RECENT, self.topic, wanted)]
+
+    async def _has_outbox(self) -> bool:
+        """Whether the leading side has one: where changes are applied as they are made nothing is ever under way."""
+        if self._outbox is None:
+            self._outbox = await self.leader.fetchval(_HAS_OUTBOX)
+        return bool(self._outbox)
 
     def _sql(self, statement: str) -> str:
         return statement.format_map(self._names)
