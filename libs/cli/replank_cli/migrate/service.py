@@ -93,9 +93,10 @@ class Schema:
             raise ConfigurationError(
                 f"there is no migration {named}", fix="`replank migrate list` shows those that there are"
             )
-        # One of a name at most is under way. Where none is, what is over is meant by nobody.
+        # One of a name at most is under way. Where none is, one that was planned anew is meant, and never one that is over.
         for chosen in (
             [one for one in found if one.phase not in AT_REST],
+            [one for one in found if one.phase == "planned"],
             [one for one in found if one.phase not in OVER],
         ):
             if len(chosen) == 1:
