@@ -93,7 +93,7 @@ class Schema:
             raise ConfigurationError(
                 f"there is no migration {named}", fix="`replank migrate list` shows those that there are"
             )
-        # One of a name at most is under way. Where none is, one that was planned anew is meant, and never one that is over.
+        # One of a name at most is under way. Where none is, one planned anew is meant, and never one that is over.
         for chosen in (
             [one for one in found if one.phase not in AT_REST],
             [one for one in found if one.phase == "planned"],
