@@ -14,7 +14,7 @@ BENCHES := outbox migrate
 # What pytest is given: make test T="tests/common/outbox -k lease"
 T ?=
 # How many processes share all the tests; most of a test's time is waiting.
-WORKERS ?= 3
+WORKERS ?= 2
 # Those that count what the server writes have it for themselves.
 ALL_TESTS = $(BIN)/pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder --ignore=tests/common/bench && $(BIN)/pytest tests/common/bench
 

@@ -211,6 +211,7 @@ def _of_lag(measured: Lag) -> str:
 def _headline(report: Report) -> dict[str, float | None]:
     return {
         "backfill_rps": report.value(BACKFILL, "records_per_s"),
+        "backfill_table_rps": report.value(BACKFILL, "table_rows_per_s"),
         "backfill_last_to_first": report.value(BACKFILL, "orders_last_to_first"),
         "backfill_statements": report.value(BACKFILL, "statements"),
         "backfill_dead_tuples": report.value(BACKFILL, "dead_tuples"),

@@ -33,7 +33,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def kafka_proxy(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Stack, FaultProxy]]:
     """Postgres, Kafka, and a second way to Kafka that can be broken."""
     with stack_folder(tmp_path_factory.mktemp("chaos")) as root:

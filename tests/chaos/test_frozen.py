@@ -12,7 +12,7 @@ from replank_local import Stack
 from tests.chaos import recoveries
 from tests.chaos.flow import ROUNDS, Delivery, Flow, Part, flowing
 
-pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 
 async def gets_the_shard(flow: Flow, relay: Part) -> None:

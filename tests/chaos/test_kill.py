@@ -10,7 +10,7 @@ import pytest
 from replank_local import Stack
 from tests.chaos.flow import ROUNDS, Delivery, Together, Victim, flowing
 
-pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 each_delivery = pytest.mark.parametrize("delivery", get_args(Delivery))
 

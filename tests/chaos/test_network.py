@@ -15,7 +15,7 @@ from tests.chaos import recoveries
 from tests.chaos.flow import Flow, Way, flowing
 from tests.chaos.test_frozen import gets_the_shard
 
-pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.chaos, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 
 @pytest.fixture
