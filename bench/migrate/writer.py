@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import quantiles
 from typing import Any, Final
+from uuid import uuid4
 
 import asyncpg
 
 from bench.migrate.shop import connected
 from bench.migrate.writing import MULTI_ROWS, SHAPES
 
-_ORDERS: Final = (
-    "select key, value::text from kv_store where key >= 'order:' and key < 'order;' order by key limit 5000"
-)
+# Those that were there first, and not what an earlier round has made of them.
+_ORDERS: Final = """
+select key, value::text from kv_store
+where key >= 'order:' and key < 'order;' and key not like '%/%' order by key limit 5000
+"""
 _ONE: Final = """
 insert into kv_store (key, value) values ($1, $2) on conflict (key) do update set value = excluded.value
 """
@@ -81,12 +84,13 @@ class _Side:
 def _records(orders: list[tuple[str, str]]) -> Callable[[], tuple[str, str]]:
     """Records to write: one that is there in another version, and one that is new, in turns."""
     numbers = count()
+    run = uuid4().hex[:8]
 
     def next_record() -> tuple[str, str]:
         number = next(numbers)
         key, value = orders[number // 2 % len(orders)]
         revised = f'{value[:-1]}, "revision": {number}}}'
-        return (key, revised) if number % 2 else (f"{key}n{number}", revised)
+        return (key, revised) if number % 2 else (f"{key}/{run}.{number}", revised)
 
     return next_record
 
