@@ -119,6 +119,12 @@ class _Story:
     async def _take_back_former_runs(self) -> None:
         for found in self._service.pages("", limit=_MIGRATIONS, name=self._mapping.name):
             former = Summary.model_validate(found)
+            if former.phase == "retired":
+                # Its reads stay with the tables, and no command leads back.
+                raise ReplankError(
+                    f"an earlier run's migration was retired ({former.id}): this shop lives on its tables for good",
+                    fix="`make down clean`, then `make demo`: the story begins with a new shop",
+                )
             if former.phase not in AT_REST:
                 self._report.say(
                     f"an earlier run left its migration {former.phase}: it is taken back, its tables dropped"
