@@ -106,6 +106,20 @@ async def test_a_whole_life_with_ways_back_loses_no_write(serve: Serve, shop: Sh
         assert await shop.key_value() == shop.truth
 
 
+async def test_it_is_cancelled_after_the_cut_over_without_losing_a_write(serve: Serve, shop: Shop) -> None:
+    await shop.seed(200)
+    async with serve() as planner:
+        await planner.plan(shop)
+        await planner.settings(min_compared_reads=0)
+        async with traffic(shop, range(190, 230)):
+            await planner.do("start")
+            await planner.advance_to("new_only")
+            await planner.do("cancel", tables="drop")
+            arrived = await planner.reaches("cancelled")
+        assert arrived["reads"][0]["mode"] == "kv"
+        assert await shop.key_value() == shop.truth
+
+
 @pytest.mark.timeout(300)
 async def test_a_process_that_is_killed_in_the_backfill_is_followed_by_another_that_goes_on(
     serve: Serve, shop: Shop, tmp_path: Path, environment: Callable[[], dict[str, str]]

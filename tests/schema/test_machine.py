@@ -108,6 +108,12 @@ def test_random_asks_lead_only_along_the_arrows_and_every_refusal_says_why_and_w
         standing = after
 
 
+@pytest.mark.parametrize("phase", FORWARD)
+def test_every_phase_can_be_cancelled(phase: Phase) -> None:
+    after = machine.ask(Standing(phase), Command.CANCEL)
+    assert after.phase is Phase.CANCELLED or machine.arrive(after).phase is Phase.CANCELLED
+
+
 @given(st.lists(steps, max_size=40))
 def test_from_everywhere_but_a_retirement_there_is_a_way_back_to_where_nothing_is_left(
     asked: list[tuple[str, Phase | None]],

@@ -183,7 +183,7 @@ def cancel(
     token: Token = None,
     as_json: Json = False,
 ) -> None:
-    """End it for good before the cut-over: capture is removed, and its name is free again."""
+    """Go all the way back from any phase, without losing a write, and end it for good: its name is free again."""
     why = reason_of(reason)
     _ask_before_dropping(migration, drop_tables and not yes)
     body = {"reason": why, "tables": _tables(drop_tables)}

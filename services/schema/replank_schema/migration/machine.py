@@ -31,7 +31,6 @@ WAYPOINTS: Final = (Phase.VERIFYING, Phase.SHADOW_READS, Phase.NEW_WITH_FALLBACK
 _RUNNING: Final = frozenset(FORWARD[1:-1])
 _STARTABLE: Final = frozenset({Phase.PLANNED, Phase.ROLLED_BACK})
 _RETIRABLE: Final = frozenset({Phase.COMPLETED, Phase.ROLLED_BACK, Phase.CANCELLED})
-_CANCELLABLE: Final = frozenset(FORWARD[: FORWARD.index(Phase.NEW_ONLY)])
 
 
 class TransitionRefused(ReplankError):
@@ -82,8 +81,8 @@ def ask(standing: Standing, command: Command, *, to: Phase | None = None) -> Sta
             _demand(standing, command, standing.run > 0, "it was never started, so nothing of it is left", _NOTHING_FIX)
             after = Standing(Phase.RETIRING, Phase.RETIRED, run=standing.run)
         case _:
-            may = standing.phase in _CANCELLABLE
-            _demand(standing, command, may, f"{standing.phase} cannot be cancelled", "roll it back instead")
+            may = standing.phase in FORWARD
+            _demand(standing, command, may, f"{standing.phase} cannot be cancelled", _CANCEL_FIX)
             after = (
                 replace(standing, phase=Phase.CANCELLED)
                 if standing.phase is Phase.PLANNED
@@ -138,6 +137,7 @@ def _roll_back(standing: Standing, to: Phase | None) -> Standing:
 
 _START_FIX: Final = "start a migration that is planned or was rolled back; advance one that runs"
 _ADVANCE_FIX: Final = "advance a migration that was started and has not ended"
+_CANCEL_FIX: Final = "wait until it has gone back, or retire one that has ended"
 _ROLLBACK_FIX: Final = "cancel a migration that was not started"
 _RETIRE_FIX: Final = "retire a migration that is completed, rolled back or cancelled"
 _NOTHING_FIX: Final = "nothing: its name is free as it is"
