@@ -21,3 +21,12 @@ POSTGRES_ERRORS: Final = (
     OSError,
     TimeoutError,
 )
+
+
+def is_lost(conn: Connection) -> bool:
+    """Whether a connection is of no use any more."""
+    try:
+        return conn.is_closed()
+    except asyncpg.InterfaceError:
+        # The pool has already taken it back, which it does in the middle of a block only when the connection breaks.
+        return True

@@ -9,6 +9,7 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
+from replank.connection import is_lost
 from replank.errors import DependencyUnavailable
 from replank.inbox import Batch, Dead, Delivery, Done, Outcome, Retry, Transient
 from replank.inbox.outcome import is_transient
@@ -202,6 +203,11 @@ async def test_a_lost_connection_is_transient_and_a_wrong_call_is_not(db: asyncp
         ) as lost:
             await conn.execute("select 1")
         assert is_transient(lost.value, conn)
+        # Sooner or later the pool takes back what broke, while it is still lent.
+        await eventually(lambda: is_lost(conn), "the connection is lost")
+        await db.release(conn)
+        assert is_transient(lost.value, conn)
+        assert is_transient(asyncpg.InterfaceError("connection has been released back to the pool"), conn)
 
 
 async def _letters_are(db: asyncpg.Pool, *wanted: tuple[str, str]) -> bool:

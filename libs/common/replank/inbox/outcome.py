@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import asyncpg
 
-from replank.connection import Connection
+from replank.connection import Connection, is_lost
 from replank.errors import DependencyUnavailable, ReplankError
 
 
@@ -88,4 +88,4 @@ def is_transient(error: BaseException, conn: Connection | None = None) -> bool:
     """
     if isinstance(error, (*_TRANSIENT, OSError, TimeoutError, DependencyUnavailable, Transient)):
         return True
-    return isinstance(error, asyncpg.InterfaceError) and (conn is None or conn.is_closed())
+    return isinstance(error, asyncpg.InterfaceError) and (conn is None or is_lost(conn))

@@ -12,7 +12,7 @@ from datetime import timedelta
 from time import perf_counter
 from typing import Any
 
-from replank.connection import Connection
+from replank.connection import Connection, is_lost
 from replank.errors import ReplankError
 from replank.events import Event, InvalidEvent
 from replank.inbox import dead_letters, store, tracing
@@ -249,7 +249,7 @@ class Processor:
                         await self._handle(conn, (prepared,), attempt)
                     verdict = Settled()
                 except Exception as error:
-                    if conn.is_closed():
+                    if is_lost(conn):
                         raise
                     verdict = self._verdict(error, conn, attempt)
             match verdict:

@@ -23,7 +23,7 @@ import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from replank.connection import Connection
+from replank.connection import Connection, is_lost
 from replank.errors import ConfigurationError, DependencyUnavailable
 from replank.telemetry import metrics
 
@@ -188,7 +188,7 @@ class Pool:
         except GONE as error:
             raise self._unavailable(error) from error
         except (asyncpg.InterfaceError, OSError) as error:
-            if _is_lost(conn):
+            if is_lost(conn):
                 raise self._unavailable(error) from error
             raise
         except asyncpg.ReadOnlySQLTransactionError as error:
@@ -356,11 +356,3 @@ class Pools:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _is_lost(conn: PoolConnectionProxy[asyncpg.Record]) -> bool:
-    try:
-        return conn.is_closed()
-    except asyncpg.InterfaceError:
-        # The pool has already taken it back, which it does in the middle of a block only when the connection breaks.
-        return True
