@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -16,14 +15,6 @@ from replank_cli.migrate.mapping import text_of
 from replank_cli.migrate.options import Json, Named, Reason, Timeout, Token, Url, Wait, reason_of
 from replank_cli.migrate.service import Schema, schema, segment
 from replank_cli.migrate.views import AuditLine, Migration, Summary
-
-
-class Capture(StrEnum):
-    """What tells of changes of the key-value table."""
-
-    TRIGGERS = "triggers"
-    WRITER = "writer"
-
 
 _OPEN: Final = (
     "Let the store that takes no writes take them again, unnoticed. By default it goes on refusing them, "
@@ -51,9 +42,9 @@ def plan(
         bool, typer.Option("--same-transaction", help="One database: capture writes the tables itself, no Kafka.")
     ] = False,
     capture: Annotated[
-        Capture,
+        Literal["triggers", "writer"],
         typer.Option(help="What tells of writes: triggers, or a DualWriter in every writer, where none may be."),
-    ] = Capture.TRIGGERS,
+    ] = "triggers",
     partitions: Annotated[int, typer.Option(min=1, max=64, help="Of the change topics: so many appliers.")] = 3,
     sample: Annotated[int, typer.Option(min=0, help="Records that are tried before a start. 0: none.")] = 1000,
     max_rejects: Annotated[float, typer.Option(min=0, max=1, help="The share of them that may be rejected.")] = 0.02,

@@ -21,21 +21,19 @@ from replank.migrate.locks import with_locks
 from replank.migrate.mapping import Mapping
 from replank.migrate.preconditions import error
 from replank.migrate.script import script
-from replank.migrate.sql import identifier, relation, schema_of
+from replank.migrate.sql import HAS_RELATION, HAS_SCHEMA, identifier, relation, schema_of
 from replank.outbox import Finding
 
 _log: Final = logging.getLogger(__name__)
 
 EVENTS: Final = ("insert", "update", "delete", "truncate")
 
-_SCHEMA_EXISTS: Final = "select to_regnamespace($1) is not null"
 _CREATE_SCHEMA: Final = "create schema if not exists {schema}"
 _ENTER: Final = """
     insert into {schema}.authority (side, writes, tables) values ($1, $2, $3)
     on conflict (side) do update set tables = excluded.tables
 """
 _LEAVE: Final = "delete from {schema}.authority where side = $1 returning tables"
-_HAS_AUTHORITY: Final = "select to_regclass($1) is not null"
 _TRIGGERS: Final = """
     select t.tgname, t.tgenabled in ('O', 'A') as enabled
       from pg_trigger t join pg_proc p on p.oid = t.tgfoid
@@ -48,7 +46,6 @@ _GRANT_CLIENT: Final = """
     grant select on {schema}.restored, {schema}.authority to {role}
 """
 _WAIT_FOR_WRITERS: Final = "lock table {table} in share row exclusive mode"
-_HAS_TABLE: Final = "select to_regclass($1) is not null"
 _REMOVE: Final = """
     drop function if exists {schema}.capture, {schema}.written, {schema}.carry, {schema}.changes, {schema}.restore,
                             {schema}.retell_source, {schema}.told_by_source;
@@ -92,20 +89,18 @@ async def install(conn: Connection, mapping: Mapping, *, same_transaction: bool 
     if found is None:  # it was there a moment ago
         raise CaptureRefused(mapping.name, [error("no_table", "the key-value table was dropped", "create it again")])
     variables = {
-        **common_variables(mapping),
+        **common_variables(mapping, "source"),
         "table_schema": found["nspname"],
         "table": found["relname"],
         "key": mapping.source.key,
         "value": mapping.source.value,
-        "topic": mapping.change_topic,
     }
     table = f"{identifier(found['nspname'])}.{identifier(found['relname'])}"
 
     async def put_in() -> None:
         await install_authority(conn, mapping)
         await conn.execute(script("source.sql", variables))
-        carry = "source_same_transaction.sql" if same_transaction else "source_outbox.sql"
-        await conn.execute(script(carry, variables))
+        await install_carrier(conn, "source", variables, same_transaction=same_transaction)
         await enter(conn, mapping, "source", "open", [table])
         if triggers:
             await conn.execute(script("source_triggers.sql", variables))
@@ -129,7 +124,7 @@ async def remove(conn: Connection, name: str) -> None:
         await leave(conn, name, "source")
         await conn.execute(_REMOVE.format(schema=schema))
 
-    if await conn.fetchval(_HAS_AUTHORITY, f"{schema}.authority"):
+    if await conn.fetchval(HAS_RELATION, f"{schema}.authority"):
         await with_locks(conn, take_out)
         _log.info("capture removed", extra={"migration": name})
 
@@ -137,7 +132,7 @@ async def remove(conn: Connection, name: str) -> None:
 async def verify(conn: Connection, mapping: Mapping, *, triggers: bool = True) -> list[Finding]:
     """Everything that is wrong with an installed capture; empty when all is well. Reads only."""
     schema = schema_of(mapping.name)
-    if not await conn.fetchval("select to_regclass($1) is not null", f"{schema}.restored"):
+    if not await conn.fetchval(HAS_RELATION, f"{schema}.restored"):
         return [error("not_installed", f"capture of {mapping.name} is not installed", "install it")]
     findings = await preconditions.of_database(conn, mapping)
     if triggers:
@@ -165,10 +160,18 @@ async def install_authority(conn: Connection, mapping: Mapping) -> None:
     """The schema of the migration, its versions and its authority, in the transaction that is open on ``conn``."""
     schema = schema_of(mapping.name)
     # Not "if not exists" alone: that asks for CREATE on the database even where there is nothing to create.
-    if not await conn.fetchval(_SCHEMA_EXISTS, schema):
+    if not await conn.fetchval(HAS_SCHEMA, schema):
         await conn.execute(_CREATE_SCHEMA.format(schema=schema))
     names = {"schema": mapping.schema_name, "name": mapping.name}
     await conn.execute(script("authority.sql", names, {"first_version": str(time.time_ns() // 1000)}))
+
+
+async def install_carrier(conn: Connection, side: Side, variables: dict[str, str], *, same_transaction: bool) -> None:
+    """What carries changes of a side to the other one, and tells of those that are on their way."""
+    way = "same_transaction" if same_transaction else "outbox"
+    # What was told comes first: what repeats a change asks for it.
+    for file in (f"told_{way}.sql", f"{side}_{way}.sql"):
+        await conn.execute(script(file, variables))
 
 
 async def enter(conn: Connection, mapping: Mapping, side: Side, writes: Writes, tables: list[str]) -> None:
@@ -181,7 +184,7 @@ async def leave(conn: Connection, name: str, side: Side) -> None:
     schema = schema_of(name)
     tables: list[str] = await conn.fetchval(_LEAVE.format(schema=schema), side) or []
     for table in tables:
-        if not await take_triggers_off(conn, name, table) and await conn.fetchval(_HAS_TABLE, table):
+        if not await take_triggers_off(conn, name, table) and await conn.fetchval(HAS_RELATION, table):
             # As dropping triggers does: whoever has told of a change has committed it, and nobody tells any more.
             await conn.execute(_WAIT_FOR_WRITERS.format(table=table))
 
@@ -211,9 +214,13 @@ async def verify_triggers(conn: Connection, name: str, table: str) -> list[Findi
     return findings
 
 
-def common_variables(mapping: Mapping) -> dict[str, str]:
-    """What the scripts of both sides are told."""
+def common_variables(mapping: Mapping, side: Side) -> dict[str, str]:
+    """What the scripts of each side are told."""
     return {
+        "side": side,
+        "topic": mapping.change_topic if side == "source" else mapping.reverse_topic,
+        "told_by": f"told_by_{side}",
+        "retell": f"retell_{side}",
         "name": mapping.name,
         "schema": mapping.schema_name,
         "type": RecordChanged.event_type,

@@ -24,7 +24,7 @@ from replank.migrate.compile import Compiled, Constraint, IndexBuild, Table
 from replank.migrate.isolation import is_of_the_data
 from replank.migrate.locks import with_locks
 from replank.migrate.session import backoff, session
-from replank.migrate.sql import relation
+from replank.migrate.sql import HAS_RELATION, relation
 
 _log: Final = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ _LONGEST_PAUSE: Final = 10.0
 
 _ALONE: Final = "select pg_try_advisory_lock(hashtextextended($1, 0))"
 _INSTALLED: Final = "select to_regclass($1::text || '.applied') is not null"
-_EXISTS: Final = "select to_regclass($1) is not null"
 _HAS_ROWS: Final = "select exists (select from {table})"
 _LACKS: Final = """
     select wanted.name, wanted.type, format_type(a.atttypid, a.atttypmod) as found
@@ -129,7 +128,7 @@ async def check(conn: Connection, compiled: Compiled, *, anew: bool = False) -> 
     installed = await conn.fetchval(_INSTALLED, compiled.schema)
     faults: list[str] = []
     for table in compiled.tables:
-        if not await conn.fetchval(_EXISTS, table.sql):
+        if not await conn.fetchval(HAS_RELATION, table.sql):
             faults += await _cannot_create(conn, table)
             continue
         faults += await _differences(conn, table)
@@ -167,7 +166,7 @@ async def create_tables(
         async def work() -> None:
             await check(conn, compiled, anew=anew)
             for table in compiled.tables:
-                if not await conn.fetchval(_EXISTS, table.sql):
+                if not await conn.fetchval(HAS_RELATION, table.sql):
                     await conn.execute(table.create)
             if anew:
                 await conn.execute(compiled.drop)

@@ -13,7 +13,7 @@ from replank.connection import Connection
 from replank.installation import MINIMUM_SERVER
 from replank.migrate import retired
 from replank.migrate.mapping import Mapping
-from replank.migrate.sql import relation, schema_of
+from replank.migrate.sql import HAS_FUNCTION, relation, schema_of
 from replank.outbox import Finding
 
 _TABLE: Final = """
@@ -56,7 +56,6 @@ _OUTBOX: Final = """
                                              and p.proname in ('append', 'append_many', 'append_ordered')
      where n.nspname = 'replank_outbox' group by n.oid
 """
-_CAN_APPLY: Final = "select to_regprocedure($1) is not null"
 
 
 async def of_source(
@@ -72,7 +71,7 @@ async def of_source(
     findings = await of_database(conn, mapping)
     if same_transaction:
         apply = f"{schema_of(mapping.name)}.apply(text[], jsonb[], bigint[], text[])"
-        if not await conn.fetchval(_CAN_APPLY, apply):
+        if not await conn.fetchval(HAS_FUNCTION, apply):
             findings.append(
                 error("no_target", "this database does not have the compiled functions", "install the target first")
             )

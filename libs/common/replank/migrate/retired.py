@@ -14,13 +14,11 @@ from replank.connection import Connection
 from replank.migrate.authority import Side
 from replank.migrate.locks import with_locks
 from replank.migrate.script import script
-from replank.migrate.sql import identifier
+from replank.migrate.sql import HAS_RELATION, HAS_SCHEMA, identifier
 from replank.outbox import Finding
 
 _SCHEMA: Final = "replank_retired"
 _TRIGGER: Final = "replank_retired"
-_EXISTS: Final = "select to_regnamespace($1) is not null"
-_HAS_TABLE: Final = "select to_regclass($1) is not null"
 _BY: Final = """
     select p.oid::regprocedure::text from pg_trigger t join pg_proc p on p.oid = t.tgfoid
      where t.tgrelid = to_regclass($1) and p.pronamespace = to_regnamespace($2)
@@ -82,11 +80,11 @@ async def close(conn: Connection, name: str, side: Side, tables: Sequence[str], 
     }
 
     async def work() -> None:
-        if not await conn.fetchval(_EXISTS, _SCHEMA):
+        if not await conn.fetchval(HAS_SCHEMA, _SCHEMA):
             await conn.execute(_CREATE)
         await conn.execute(script("retired.sql", variables))
         for table in tables if triggers else ():
-            if await conn.fetchval(_HAS_TABLE, table):
+            if await conn.fetchval(HAS_RELATION, table):
                 await conn.execute(_REFUSE.format(table=table, function=guard_of(name, side)))
 
     await with_locks(conn, work)

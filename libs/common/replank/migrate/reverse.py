@@ -20,6 +20,7 @@ from replank.migrate.capture import (
     common_variables,
     enter,
     install_authority,
+    install_carrier,
     leave,
     take_triggers_off,
     verify_triggers,
@@ -29,13 +30,11 @@ from replank.migrate.mapping import Mapping
 from replank.migrate.parts import record_key
 from replank.migrate.preconditions import error
 from replank.migrate.script import script
-from replank.migrate.sql import identifier, relation, schema_of
+from replank.migrate.sql import HAS_FUNCTION, HAS_RELATION, identifier, relation, schema_of
 from replank.outbox import Finding
 
 _log: Final = logging.getLogger(__name__)
 
-_HAS_AUTHORITY: Final = "select to_regclass($1) is not null"
-_HAS_FUNCTION: Final = "select to_regprocedure($1) is not null"
 _GRANT_CLIENT: Final = """
     grant usage on schema {schema} to {role};
     grant execute on function {schema}.count_reads, {schema}.entity_of,
@@ -69,7 +68,7 @@ async def install(conn: Connection, mapping: Mapping, *, same_transaction: bool 
     """
     if findings := await check(conn, mapping, same_transaction=same_transaction):
         raise CaptureRefused(mapping.name, findings)
-    variables = {**common_variables(mapping), "topic": mapping.reverse_topic}
+    variables = common_variables(mapping, "target")
 
     tables = {}
     for rows in _rows(mapping):
@@ -81,8 +80,7 @@ async def install(conn: Connection, mapping: Mapping, *, same_transaction: bool 
     async def put_in() -> None:
         await install_authority(conn, mapping)
         await conn.execute(script("target.sql", variables))
-        carry = "target_same_transaction.sql" if same_transaction else "target_outbox.sql"
-        await conn.execute(script(carry, variables))
+        await install_carrier(conn, "target", variables, same_transaction=same_transaction)
         names = [f"{identifier(schema)}.{identifier(table)}" for schema, table in tables.values()]
         await enter(conn, mapping, "target", "closed", names)
 
@@ -101,7 +99,7 @@ async def check(conn: Connection, mapping: Mapping, *, same_transaction: bool = 
     if same_transaction:
         schema = schema_of(mapping.name)
         for function in (f"{schema}.restore(text[], jsonb[], bigint[], text[])", f"{schema}.down(text[])"):
-            if not await conn.fetchval(_HAS_FUNCTION, function):
+            if not await conn.fetchval(HAS_FUNCTION, function):
                 findings.append(
                     error("no_function", f"there is no {function}", "install capture and the compiled mapping")
                 )
@@ -120,7 +118,7 @@ async def check(conn: Connection, mapping: Mapping, *, same_transaction: bool = 
 async def tables_of(conn: Connection, name: str) -> list[str]:
     """The tables (as SQL reads them) of the target's side; none where it is not installed. Reads only."""
     schema = schema_of(name)
-    if not await conn.fetchval(_HAS_AUTHORITY, f"{schema}.authority"):
+    if not await conn.fetchval(HAS_RELATION, f"{schema}.authority"):
         return []
     return await conn.fetchval(_SIDE.format(schema=schema)) or []
 
@@ -150,7 +148,7 @@ async def remove(conn: Connection, mapping: Mapping) -> None:
             await conn.execute(_DROP_FUNCTION.format(schema=schema, function=identifier(rows.function)))
         await conn.execute(_REMOVE.format(schema=schema))
 
-    if await conn.fetchval(_HAS_AUTHORITY, f"{schema}.authority"):
+    if await conn.fetchval(HAS_RELATION, f"{schema}.authority"):
         await with_locks(conn, take_out)
         _log.info("the target's side is removed", extra={"migration": mapping.name})
 
@@ -158,7 +156,7 @@ async def remove(conn: Connection, mapping: Mapping) -> None:
 async def verify(conn: Connection, mapping: Mapping) -> list[Finding]:
     """Everything that is wrong with an installed target's side; empty when all is well. Reads only."""
     schema = schema_of(mapping.name)
-    if not await conn.fetchval(_HAS_AUTHORITY, f"{schema}.compared_read"):
+    if not await conn.fetchval(HAS_RELATION, f"{schema}.compared_read"):
         return [error("not_installed", f"the target's side of {mapping.name} is not installed", "install it")]
     findings = []
     for rows in _rows(mapping):

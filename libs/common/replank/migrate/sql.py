@@ -37,6 +37,10 @@ def schema_of(migration: str) -> str:
     return identifier(f"replank_m_{migration}")
 
 
+HAS_RELATION: Final = "select to_regclass($1) is not null"
+HAS_FUNCTION: Final = "select to_regprocedure($1) is not null"
+HAS_SCHEMA: Final = "select to_regnamespace($1) is not null"
+
 FILL_LANES: Final = 2
 """How many chunks of a backfill may be filled at a time."""
 

@@ -23,7 +23,7 @@ from replank.outbox.append import (  # noqa: E402 - append reads the two setting
     append,
     append_many,
 )
-from replank.outbox.install import Finding, OutboxMismatch, grant_append, install, verify  # noqa: E402
+from replank.outbox.install import Finding, OutboxMismatch, grant_append, install, is_installed, verify  # noqa: E402
 from replank.outbox.partitions import Partition  # noqa: E402
 from replank.outbox.status import NotStuck, ShardStatus, Status, quarantine, status  # noqa: E402
 
@@ -45,6 +45,7 @@ __all__ = [
     "default_source",
     "grant_append",
     "install",
+    "is_installed",
     "max_bytes",
     "quarantine",
     "status",

@@ -37,6 +37,7 @@ _CREATE_SHARDS: Final = """
     select shard, replank_outbox.cluster() from generate_series(0, $1::integer - 1) as shard
 """
 _RECONFIGURE: Final = "update replank_outbox.config set partition_interval = $1, partitions_ahead = $2"
+_INSTALLED: Final = "select to_regclass('replank_outbox.shard') is not null"
 _SHARDS: Final = "select shards from replank_outbox.config"
 _NOTIFY_OFF: Final = "drop trigger if exists wake on replank_outbox.event"
 _NOTIFY_ON: Final = """
@@ -135,6 +136,11 @@ async def install(
             await conn.execute(_NOTIFY_ON if notify else _NOTIFY_OFF)
     _log.info("outbox installed", extra={"version": VERSION, "shards": shards, "was": installed})
     return VERSION
+
+
+async def is_installed(conn: Connection) -> bool:
+    """Whether this database has an outbox, of whatever version."""
+    return bool(await conn.fetchval(_INSTALLED))
 
 
 async def grant_append(conn: Connection, role: str) -> None:

@@ -24,6 +24,7 @@ from replank.connection import POSTGRES_ERRORS, Connection
 from replank.outbox import lease as leases
 from replank.outbox import retention, window
 from replank.outbox.append import OutboxNotInstalled
+from replank.outbox.install import is_installed
 from replank.outbox.lease import Lease, LeaseLost
 from replank.outbox.publisher import KafkaPublisher, Publisher
 from replank.outbox.settings import RelaySettings
@@ -133,7 +134,7 @@ class Relay:
 
     async def _lead(self, conn: Connection, stop: asyncio.Event) -> None:
         """Keep the leases, start and end workers, until stopped. Raises when Postgres goes away; workers live on."""
-        if not await conn.fetchval("select to_regclass('replank_outbox.shard') is not null"):
+        if not await is_installed(conn):
             raise OutboxNotInstalled("this database has no outbox", fix="run `replank outbox install --dsn …`")
         if self.settings.wake == "notify":
             await conn.add_listener(_CHANNEL, self._notified)

@@ -61,7 +61,6 @@ _FLAGS_KNOWN_WITHIN: Final = 1.0
 _END_WITHIN: Final = 3.0
 _DRAIN_INTERVAL: Final = 0.1
 
-_HAS_OUTBOX: Final = "select to_regclass('replank_outbox.shard') is not null"
 _READS: Final = """
     select coalesce(sum(reads) filter (where outcome in ('match', 'mismatch')), 0)::bigint as compared,
            coalesce(sum(reads) filter (where outcome = 'mismatch'), 0)::bigint as mismatched,
@@ -498,7 +497,7 @@ class Work:
 
     async def _all_published(self, part: Part, dsn: str, topic: str) -> None:
         async with session(dsn, _PART, timeout=_STATEMENT_TIMEOUT) as conn:
-            if not await conn.fetchval(_HAS_OUTBOX):
+            if not await outbox.is_installed(conn):
                 return
             while (await outbox.status(conn, count_cap=1, topic=topic)).depth:
                 self._doing[part] = f"what was captured last for {topic} is being published"

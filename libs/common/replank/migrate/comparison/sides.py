@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from replank import outbox
 from replank.connection import Connection
 from replank.migrate.mapping import Mapping as Map
 from replank.migrate.parts import record_key
@@ -60,7 +61,6 @@ _ORPHANS: Final = """
 """
 _BEYOND: Final = "where ({place}) > ({values})"
 _VALUE_OF: Final = "(select p.{column} from jsonb_populate_record(null::{child}, $2::text::jsonb) as p)"
-_HAS_OUTBOX: Final = "select to_regclass('replank_outbox.event') is not null"
 # Partitions that ended before are not even opened: the bound is on the column that they are divided by.
 _CAPTURED: Final = """
     select e.key, max((convert_from(e.value, 'UTF8')::jsonb ->> 'version')::bigint)
@@ -287,8 +287,8 @@ class Sides:
     async def _has_outbox(self) -> bool:
         """Whether the leading side has one: where changes are applied as they are made nothing is ever under way."""
         if self._outbox is None:
-            self._outbox = await self.leader.fetchval(_HAS_OUTBOX)
-        return bool(self._outbox)
+            self._outbox = await outbox.is_installed(self.leader)
+        return self._outbox
 
     def _sql(self, statement: str) -> str:
         return statement.format_map(self._names)

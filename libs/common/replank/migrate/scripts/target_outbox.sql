@@ -22,27 +22,6 @@ begin
 end
 $$;
 
--- The newest changes of this side that were told at least so many seconds ago, of each record the newest: where all of
--- them are applied, so is whatever was told before them, since partitions are applied in their order. Not what an earlier
--- run of the migration told, nor what an operator took out of the way; a side that is closed has been waited for.
-create or replace function :"schema".told_by_target(age double precision, most integer)
-returns table (key text, version bigint)
-language sql stable security definer
-set search_path = pg_catalog, pg_temp
-as $$
-    select t.key, max(t.version)
-      from (select e.key, e.event_id,
-                   -- All of it is ASCII: see the change that is told.
-                   substring(encode(substr(e.value, 1, 32), 'escape') from '^{"version": ([0-9]+),')::bigint as version
-              from replank_outbox.event e
-             where e.topic = :'topic' and e.created_at < clock_timestamp() - make_interval(secs => age)
-             order by e.xid desc, e.id desc limit most) as t
-     where t.version >= (select s.seqstart from pg_sequence s where s.seqrelid = :'version_sequence'::regclass)
-       and exists (select from :"schema".authority a where a.side = 'target' and a.writes <> 'closed')
-       and not exists (select from replank_outbox.quarantine q where q.event_id = t.event_id)
-     group by t.key
-$$;
-
 -- For a writer who repeats a write, and wants to read it though he may have changed nothing: the records are told once
 -- more, there or not, since nobody knows what is still on its way of them.
 create or replace function :"schema".retell_target(keys text[]) returns void

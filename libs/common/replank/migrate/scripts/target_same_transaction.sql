@@ -22,17 +22,3 @@ begin
     perform :"schema".remember('replank_migrate.target_versions', keys, version);
 end
 $$;
-
--- Whatever is changed here is there at once.
-create or replace function :"schema".told_by_target(age double precision, most integer)
-returns table (key text, version bigint)
-language sql immutable
-as $$
-    select null::text, null::bigint where false
-$$;
-
-create or replace function :"schema".retell_target(keys text[]) returns void
-language sql immutable
-as $$
-    select
-$$;
