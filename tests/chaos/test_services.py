@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator
@@ -72,7 +73,9 @@ class Clients:
     async def _keep_coming(self, group: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         while not stop.is_set():
             group.create_task(self.insist())
-            await asyncio.sleep(_PAUSE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE):
+                    await stop.wait()
 
     async def more(self, number: int) -> None:
         """Wait until so many more are accepted."""

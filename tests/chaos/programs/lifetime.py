@@ -16,14 +16,11 @@ async def until_told() -> AsyncIterator[asyncio.Event]:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    watch = asyncio.create_task(_orphaned(os.getppid(), stop))
+    # Readable when the parent is gone.
+    parent = os.pidfd_open(os.getppid())
+    asyncio.get_running_loop().add_reader(parent, stop.set)
     try:
         yield stop
     finally:
-        watch.cancel()
-
-
-async def _orphaned(parent: int, stop: asyncio.Event) -> None:
-    while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells a process that its parent has died
-        await asyncio.sleep(1.0)
-    stop.set()
+        asyncio.get_running_loop().remove_reader(parent)
+        os.close(parent)

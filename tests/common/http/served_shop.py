@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,8 +18,11 @@ router = APIRouter()
 
 @router.get("/slow")
 async def slow() -> dict[str, bool]:
+    """Work that a shutdown has to wait for: until SIGUSR1."""
+    done = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, done.set)
     print("slow request begins", flush=True)
-    await asyncio.sleep(0.5)  # the work that a shutdown has to wait for
+    await done.wait()
     return {"finished": True}
 
 

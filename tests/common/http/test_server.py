@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 
@@ -34,6 +35,8 @@ async def test_serves_on_loopback_and_finishes_what_it_began_when_told_to_stop(i
             in_flight = asyncio.create_task(client.get("/slow", headers=headers))
             await shop.line_with("slow request begins")
             shop.terminate()
+            await shop.line_with("Waiting for connections to close")
+            os.kill(shop.pid, signal.SIGUSR1)
             assert (await in_flight).json() == {"finished": True}
         assert await shop.exit_code() == 0
         assert shop.output.index("lifespan ends") < shop.output.index("served")

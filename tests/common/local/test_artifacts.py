@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
 import sys
 from pathlib import Path
 
@@ -15,11 +17,11 @@ from replank_local.errors import StackError
 from replank_local.progress import Progress
 
 SLOW_MAKE = """
-import pathlib, sys, time
+import pathlib, sys
 target, made = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 with made.open("a") as log: log.write("made\\n")
 target.write_text("half")
-time.sleep(0.3)
+made.with_name("go on").read_text()
 target.write_text("whole")
 """
 FAILING_MAKE = """
@@ -46,9 +48,21 @@ def artifact(cache: Path, program: str) -> Artifact:
     )
 
 
-async def test_runs_that_need_it_at_the_same_time_make_it_once(cache: Path) -> None:
+@pytest.fixture
+def go_on(cache: Path) -> Path:
+    """A pipe: who reads it waits for who writes it."""
+    cache.mkdir(parents=True)
+    os.mkfifo(cache / "go on")
+    return cache / "go on"
+
+
+async def test_runs_that_need_it_at_the_same_time_make_it_once(cache: Path, go_on: Path) -> None:
     wanted = artifact(cache, SLOW_MAKE)
-    paths = await asyncio.gather(*(artifacts.ensure(wanted, Progress()) for _ in range(4)))
+    said = io.StringIO()
+    making = asyncio.gather(*(artifacts.ensure(wanted, Progress(said)) for _ in range(4)))
+    await eventually(lambda: said.getvalue().count("waiting for that one") == 3, "three wait for the one that makes it")
+    await asyncio.to_thread(go_on.write_text, "")
+    paths = await making
     assert {path.read_text() for path in paths} == {"whole"}
     assert (cache / "made.log").read_text() == "made\n"
 
@@ -61,14 +75,16 @@ async def test_a_failure_leaves_nothing_that_looks_made_and_says_why(cache: Path
     assert list(wanted.path.parent.iterdir()) == []
 
 
-async def test_an_interrupted_make_is_ended_and_made_anew(cache: Path) -> None:
+async def test_an_interrupted_make_is_ended_and_made_anew(cache: Path, go_on: Path) -> None:
     interrupted = asyncio.create_task(artifacts.ensure(artifact(cache, SLOW_MAKE), Progress()))
     await eventually((cache / "made.log").exists, "the make has begun")
     interrupted.cancel()
     with pytest.raises(asyncio.CancelledError):
         await interrupted
     assert not artifact(cache, SLOW_MAKE).made
-    assert (await artifacts.ensure(artifact(cache, SLOW_MAKE), Progress())).read_text() == "whole"
+    anew = asyncio.create_task(artifacts.ensure(artifact(cache, SLOW_MAKE), Progress()))
+    await asyncio.to_thread(go_on.write_text, "")
+    assert (await anew).read_text() == "whole"
 
 
 async def test_a_missing_program_is_named(cache: Path) -> None:

@@ -137,7 +137,7 @@ async def test_a_command_gets_servers_of_its_own_and_they_are_gone_after_it(tmp_
 @pytest.mark.servers
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 async def test_an_ended_test_run_leaves_no_process_whatever_ended_it(tmp_path: Path, signum: signal.Signals) -> None:
-    endless = "import time; print('running', flush=True); time.sleep(600)"
+    endless = "import signal; print('running', flush=True); signal.pause()"
     runner = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "replank_local", "test", "--root", str(tmp_path), "--server", "s3"),
         *("--server", "valkey-authorization", "--", sys.executable, "-c", endless),

@@ -14,26 +14,26 @@ from replank_local import ports, processes
 from replank_local.processes import Identity
 
 PARENT = """
-import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+import signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"], start_new_session=True)
 print(child.pid, flush=True)
-time.sleep(600)
+signal.pause()
 """
 STUBBORN = """
-import signal, time
+import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("deaf", flush=True)
-time.sleep(600)
+signal.pause()
 """
 
 MANY_THREADS = """
-import socket, threading, time
+import signal, socket, threading, time
 listening = socket.create_server(("127.0.0.1", 0))
 memory = bytearray(100_000_000)
 for _ in range(60):
     threading.Thread(target=lambda: [time.sleep(0.001) for _ in range(600_000)], daemon=True).start()
 print(listening.getsockname()[1], flush=True)
-time.sleep(600)
+signal.pause()
 """
 
 

@@ -176,37 +176,46 @@ async def test_a_side_is_not_held_where_nobody_would_know(source: Connection) ->
 
 async def test_writers_who_begin_with_the_children_do_not_keep_a_side_from_being_held(sides: Sides) -> None:
     await sides.flip("source")
-    stop = asyncio.Event()
+    stop, opened, held = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    begun: set[int] = set()
     written = 0
 
     async def write(number: int) -> None:
         nonlocal written
         while not stop.is_set():
+            await opened.wait()
             try:
                 async with sides.target.acquire() as conn, conn.transaction():
                     id_ = f"{number}-{written}"
                     await conn.execute("insert into order_items values ($1, 0, 'a', 1)", id_)
-                    await asyncio.sleep(0.02)
+                    begun.add(number)
+                    await held.wait()
                     await conn.execute(INSERT_ORDER, id_, 1)
             except asyncpg.PostgresError as error:
                 if authority.refusal(error) is None:
                     raise
-                await asyncio.sleep(0.01)
             else:
                 written += 1
 
     writers = [asyncio.create_task(write(number)) for number in range(8)]
     async with sides.target.acquire() as conn:
         for _ in range(10):
-            before = written
-            await eventually(lambda before=before: written >= before + 8, "everybody writes")  # type: ignore[misc]
-            # Each transaction takes some 0.02 s, and nobody who comes later is waited for.
-            assert await authority.hold(conn, "shop", "target", within=2) == "open"
+            begun.clear()
+            held.clear()
+            opened.set()
+            await eventually(lambda: len(begun) == 8, "everybody is in the middle of a transaction")
+            # Nobody who comes later is waited for.
+            opened.clear()
+            holding = asyncio.create_task(authority.hold(conn, "shop", "target", within=2))
+            await until_held(sides, "target")
+            held.set()
+            assert await holding == "open"
             # Nobody is in the middle of anything.
             assert await conn.fetchval("select (select count(*) from order_items) = (select count(*) from orders)")
             assert await refused("delete from orders", sides.target) is WritesHeld
             await authority.open(conn, "shop", "target")
     stop.set()
+    opened.set()
     await asyncio.gather(*writers)
     assert await sides.target.fetchval("select count(*) from orders") == written
 

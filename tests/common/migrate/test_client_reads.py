@@ -469,17 +469,17 @@ async def test_too_many_comparisons_are_dropped_and_counted(shop: Shop) -> None:
 
 async def test_closing_cancels_what_does_not_end(shop: Shop) -> None:
     shop.mode("compare")
-    ended = asyncio.Event()
+    begun, ended = asyncio.Event(), asyncio.Event()
 
     async def slow() -> Any:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
             ended.set()
 
     await shop.get(tables=slow)
-    await eventually(lambda: shop.router._comparisons._under_way, "it is under way")
-    await asyncio.sleep(0)
+    await begun.wait()
     await shop.router.close(within=0.05)
     assert ended.is_set()
 

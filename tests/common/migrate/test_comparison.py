@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from replank.migrate.comparison import Comparison, ComparisonSettings, Findings, Kind, Mismatch, Progress, opened
 from replank.migrate.session import session
+from replank.testing import eventually
 from tests.common.migrate.compared import AT_ONCE, CLIENTS, ORDERS, PUT, SHOP, Stores, client, order, shop
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -459,11 +460,18 @@ async def test_a_change_on_its_way_is_neither_equal_nor_different(stores: Stores
     assert (found, done.unsettled) == ([], 0)
 
 
+_LOOKED_FOR = """
+    select exists (select from pg_stat_activity
+                    where datname = current_database() and application_name = 'replank-migrate-compare'
+                      and query like '%replank_outbox.event%')
+"""
+
+
 async def test_a_change_that_arrives_while_it_is_looked_at_is_no_difference(stores: Stores) -> None:
     await stores.put("order:o1", order(1, note="newer"))
 
     async def later() -> None:
-        await asyncio.sleep(0.2)
+        await eventually(lambda: stores.source.fetchval(_LOOKED_FOR), "what is on its way was looked for", within=10)
         await stores.carry()
 
     carrying = asyncio.create_task(later())
@@ -473,13 +481,15 @@ async def test_a_change_that_arrives_while_it_is_looked_at_is_no_difference(stor
 
 
 async def test_under_constant_change_nothing_is_called_different_that_is_not(stores: Stores) -> None:
-    stop = asyncio.Event()
+    stop, written = asyncio.Event(), asyncio.Event()
 
     async def write() -> None:
         async with session(stores.source_dsn, "writer", timeout=30) as conn:
             for turn in itertools.count():
                 if stop.is_set():
                     return
+                if turn % 50 == 0:
+                    written.set()
                 key, value = f"order:o{turn % ORDERS}", order(turn % ORDERS, note=f"note {turn % 3}")
                 if turn % 7 == 0:
                     await conn.execute("delete from kv_store where key = $1", key)
@@ -488,8 +498,10 @@ async def test_under_constant_change_nothing_is_called_different_that_is_not(sto
 
     async def carry() -> None:
         while not stop.is_set():
+            # Always a little behind.
+            written.clear()
             await stores.carry()
-            await asyncio.sleep(0.05)  # always a little behind
+            await written.wait()
 
     busy = [asyncio.create_task(write()), asyncio.create_task(carry())]
     naive = 0  # what one look at each side takes for differences
@@ -502,6 +514,7 @@ async def test_under_constant_change_nothing_is_called_different_that_is_not(sto
                 assert found == []
     finally:
         stop.set()
+        written.set()
         await asyncio.gather(*busy)
     await stores.carry()
     done, found = await stores.compare()
