@@ -95,7 +95,7 @@ lock: .venv/.stamp ## write the lock files anew; UPGRADE=1 to newer versions (uv
 	@$(BIN)/uv lock --quiet $(if $(UPGRADE),--upgrade)
 	@$(BIN)/uv export --quiet --all-packages --all-extras --all-groups --no-emit-workspace --no-annotate --no-header \
 		--format requirements-txt --output-file requirements.lock
-	@$(BIN)/uv export --quiet --package replank --extra service --no-dev --no-emit-workspace --no-annotate --no-header \
+	@$(BIN)/uv export --quiet $(foreach project,$(wildcard services/* examples/*),--package replank-$(notdir $(project))) --no-dev --no-emit-workspace --no-annotate --no-header \
 		--format requirements-txt --output-file deploy/docker/requirements.lock
 	@$(BIN)/uv export --quiet --only-group build --no-emit-workspace --no-annotate --no-header \
 		--format requirements-txt --output-file deploy/docker/build.lock
