@@ -38,6 +38,8 @@ role replank_benchmark REPLANK_PASSWORD_BENCHMARK
 role replank_archiver REPLANK_PASSWORD_ARCHIVER
 role replank_storefront REPLANK_PASSWORD_STOREFRONT
 role replank_benchmark_reader REPLANK_PASSWORD_READER
+role replank_vault_standard REPLANK_PASSWORD_VAULT_STANDARD
+role replank_vault_pro REPLANK_PASSWORD_VAULT_PRO
 
 database replank_schema replank_schema
 database replank_auth_cache replank_auth_cache
@@ -51,6 +53,8 @@ set client_min_messages = warning;
 alter role replank_benchmark_reader set default_transaction_read_only = on;
 grant pg_read_all_data, pg_monitor to replank_benchmark_reader;
 grant connect on database replank_schema, replank_storefront_kv, replank_storefront to replank_benchmark_reader;
+-- What they may do there is granted by the database's owner, the service, as it starts.
+grant connect on database replank_schema to replank_vault_standard, replank_vault_pro;
 -- A migration that is to wait for standbys or for load has to see them.
 grant pg_monitor to replank_storefront;
 SQL

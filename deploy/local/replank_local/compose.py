@@ -24,7 +24,7 @@ from replank_local.locks import locked
 from replank_local.places import CHECKOUT
 from replank_local.progress import Progress
 from replank_local.servers import SERVERS
-from replank_local.services import PROGRAMS, READER, UNITS, shell_file
+from replank_local.services import PROGRAMS, READER, UNITS, VAULTS, shell_file
 from replank_local.state import State, Way, write_private
 
 FILE: Final = CHECKOUT / "docker-compose.yml"
@@ -149,7 +149,8 @@ def _hand_out(secrets: Secrets, folder: Path) -> None:
 
 def variables(root: Path, known: State, secrets: Secrets) -> dict[str, str]:
     """What docker-compose.yml is filled in with."""
-    passwords = ("postgres", "valkey", "s3", READER, *(program.role for program in PROGRAMS.values()))
+    roles = (READER, *(program.role for program in PROGRAMS.values()), *(vault.role for vault in VAULTS))
+    passwords = ("postgres", "valkey", "s3", *(vault.secret for vault in VAULTS), *roles)
     return {
         **{f"REPLANK_PORT_{_upper(name)}": str(port) for name, port in sorted(known.ports.items())},
         **{f"REPLANK_PASSWORD_{_upper(name)}": secrets.password(name) for name in passwords},

@@ -1,4 +1,4 @@
-"""What an operator makes before the services start: roles, databases, buckets. Each step may be repeated.
+"""What an operator makes before the services start: roles, databases, accounts, buckets. Each step may be repeated.
 
 Topics are not among it: each service makes those that it sends to.
 """
@@ -12,9 +12,10 @@ from typing import Final
 import asyncpg
 from minio import Minio
 
+from replank.objects.accounts import Account, ensure_accounts
 from replank_local.credentials import Secrets
 from replank_local.endpoints import S3_ACCESS_KEY, Endpoints
-from replank_local.services import PROGRAMS, READABLE, READER, SERVICES, STOREFRONT
+from replank_local.services import PROGRAMS, READABLE, READER, SERVICES, STOREFRONT, VAULTS
 
 _EXTENSIONS: Final = ("pg_stat_statements", "pg_trgm", "btree_gin", "hypopg")
 
@@ -23,14 +24,21 @@ async def provision(endpoints: Endpoints, secrets: Secrets) -> None:
     """Make what every service and example owns. Nothing that is there already is changed, but passwords and grants."""
     await asyncio.gather(
         _databases(endpoints, secrets),
-        asyncio.to_thread(_buckets, endpoints, [service.bucket for service in SERVICES.values()]),
+        asyncio.to_thread(_buckets, endpoints, [service.bucket for service in SERVICES.values() if service.has_bucket]),
+        asyncio.to_thread(ensure_accounts, endpoints.s3, S3_ACCESS_KEY, endpoints.s3_secret_key, accounts(secrets)),
     )
+
+
+def accounts(secrets: Secrets) -> list[Account]:
+    """The accounts of the object store, each with the one bucket that it reaches."""
+    return [Account(vault.access_key, secrets.password(vault.secret), vault.bucket) for vault in VAULTS]
 
 
 async def _databases(endpoints: Endpoints, secrets: Secrets) -> None:
     connection = await asyncpg.connect(endpoints.postgres())
     try:
-        for role in (*(program.role for program in PROGRAMS.values()), READER):
+        vaults = [vault.role for vault in VAULTS]
+        for role in (*(program.role for program in PROGRAMS.values()), READER, *vaults):
             await _role(connection, role, secrets.password(role))
         # Every role may connect to every database by default: each shall reach its own alone.
         await connection.execute("revoke connect, temporary on database postgres, template1 from public")
@@ -39,6 +47,10 @@ async def _databases(endpoints: Endpoints, secrets: Secrets) -> None:
                 await _database(connection, database, owner=program.role)
         for database in READABLE.values():
             await connection.execute(f"grant connect on database {_identifier(database)} to {_identifier(READER)}")
+        # What they may do there is granted by the database's owner, the service, as it starts.
+        for role in vaults:
+            database = _identifier(SERVICES["schema"].database)
+            await connection.execute(f"grant connect on database {database} to {_identifier(role)}")
         await connection.execute(f"grant pg_read_all_data, pg_monitor to {_identifier(READER)}")
         # A migration that is to wait for standbys or for load has to see them.
         await connection.execute(f"grant pg_monitor to {_identifier(STOREFRONT.role)}")

@@ -30,6 +30,8 @@ class Service:
     """The port it has when that is free."""
     databases: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Its databases, by the setting that names each. Without a word there is one, named after it: ``DSN``."""
+    has_bucket: bool = True
+    """Whether it reaches the object store as the store's administrator, with a bucket named after it."""
 
     def __post_init__(self) -> None:
         if not self.databases:
@@ -76,7 +78,8 @@ class Service:
 SERVICES: Final[dict[str, Service]] = {
     service.name: service
     for service in (
-        Service("schema", 28101),
+        # Its vault has accounts and buckets of its own: one that reached everything would undo that.
+        Service("schema", 28101, has_bucket=False),
         Service("auth-cache", 28102),
         Service("benchmark", 28103),
         Service("archiver", 28104),
@@ -98,8 +101,48 @@ MOVABLE: Final[dict[str, str]] = {
     "storefront": STOREFRONT.databases["TABLES_DSN"],
 }
 """The databases of the storefront, by the name under which a migration calls each its source or target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    """What one mode of the schema service's vault has of its own, so that a mistake in it cannot reach the other."""
+
+    mode: str
+
+    @property
+    def role(self) -> str:
+        """Its role in the schema service's database."""
+        return f"replank_vault_{self.mode}"
+
+    @property
+    def access_key(self) -> str:
+        """Its account at the object store."""
+        return f"vault-{self.mode}"
+
+    @property
+    def secret(self) -> str:
+        """The name of the account's secret key among the stack's passwords."""
+        return f"s3-{self.access_key}"
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that the account owns."""
+        return f"replank-vault-{self.mode}"
+
+
+VAULTS: Final = (Vault("standard"), Vault("pro"))
+
 READABLE: Final[dict[str, str]] = {"schema": SERVICES["schema"].database, **MOVABLE}
 """The databases that the benchmark service measures, by the name it knows each under."""
+
+_FIRST_TUPLES: Final = [
+    {"user": ADMIN, "relation": "plan", "object": "system:replank"},
+    *(
+        {"user": ADMIN, "relation": relation, "object": f"vault:{vault.mode}"}
+        for vault in VAULTS
+        for relation in ("view", "publish", "admin")
+    ),
+]
 
 
 def dsns(service: Service, endpoints: Endpoints) -> dict[str, str]:
@@ -126,9 +169,9 @@ def environment(service: Service, endpoints: Endpoints, secrets: Secrets) -> dic
         "SERVICE_TOKEN_FILE": str(secrets.token_file(service.name)),
     }
     if service.name in SERVICES:
+        settings |= {"VALKEY_URL": endpoints.valkey("authorization"), "S3_URL": endpoints.s3}
+    if service.name in SERVICES and service.has_bucket:
         settings |= {
-            "VALKEY_URL": endpoints.valkey("authorization"),
-            "S3_URL": endpoints.s3,
             "S3_ACCESS_KEY": S3_ACCESS_KEY,
             "S3_SECRET_KEY": endpoints.s3_secret_key,
             "S3_BUCKET": service.bucket,
@@ -137,13 +180,23 @@ def environment(service: Service, endpoints: Endpoints, secrets: Secrets) -> dic
         # As their owner: the service makes tables, triggers and functions there.
         movable = {name: endpoints.postgres(role=STOREFRONT.role, database=made) for name, made in MOVABLE.items()}
         settings["DATABASES"] = json.dumps(movable)
+        settings["VAULT"] = json.dumps({vault.mode: _vault(vault, service, endpoints, secrets) for vault in VAULTS})
     if service.name == "auth-cache":
         # Nobody may do anything before somebody may: the administrator of this stack is the first.
-        settings["BOOTSTRAP_TUPLES"] = json.dumps([{"user": ADMIN, "relation": "plan", "object": "system:replank"}])
+        settings["BOOTSTRAP_TUPLES"] = json.dumps(_FIRST_TUPLES)
     if service.name == "benchmark":
         targets = {name: endpoints.postgres(role=READER, database=made) for name, made in READABLE.items()}
         settings["TARGETS"] = json.dumps(targets)
     return {f"{service.prefix}_{name}": value for name, value in settings.items()}
+
+
+def _vault(vault: Vault, schema: Service, endpoints: Endpoints, secrets: Secrets) -> dict[str, str]:
+    return {
+        "dsn": endpoints.postgres(role=vault.role, database=schema.database),
+        "s3_access_key": vault.access_key,
+        "s3_secret_key": secrets.password(vault.secret),
+        "s3_bucket": vault.bucket,
+    }
 
 
 def shell_file(variables: Mapping[str, str]) -> str:

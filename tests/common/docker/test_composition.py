@@ -17,20 +17,21 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from replank.objects import accounts
 from replank_local import artifacts, compose, provision, report, services, state
 from replank_local.credentials import Secrets
-from replank_local.endpoints import Endpoints
+from replank_local.endpoints import S3_ACCESS_KEY, Endpoints
 from replank_local.places import CHECKOUT, DEPLOY
 from replank_local.ports import HOST
 from replank_local.servers import SERVERS, kafka, postgres
 from replank_local.servers.valkey import MEMORY_LIMITS
-from replank_local.services import PROGRAMS, READABLE, READER, UNITS
+from replank_local.services import PROGRAMS, READABLE, READER, SERVICES, UNITS, VAULTS
 from replank_local.state import State
 
 OVERLAY: Final = DEPLOY / "docker" / "debian" / "overlay.yml"
 LONG_RUNNING: Final = {*SERVERS, *PROGRAMS}
 MIGRATIONS: Final = {f"{service}-migrate{phase}" for service in PROGRAMS for phase in ("", "-post")}
-ONE_SHOTS: Final = {"databases", *MIGRATIONS}
+ONE_SHOTS: Final = {"databases", "accounts", *MIGRATIONS}
 # Where each server listens inside; outside it is the port of that name.
 INSIDE: Final = {
     "postgres": ("postgres", 5432),
@@ -207,17 +208,31 @@ def test_caches_have_the_same_size_and_versions_are_the_same(composition: dict[s
 def test_the_same_databases_roles_and_extensions_are_made(composition: dict[str, Any]) -> None:
     script = (DEPLOY / "docker" / "databases.sh").read_text()
     made = dict(re.findall(r"^role (replank_\w+) (REPLANK_PASSWORD_\w+)$", script, re.MULTILINE))
-    assert made.keys() == {READER, *(service.role for service in PROGRAMS.values())}
+    assert made.keys() == {READER, *(program.role for program in PROGRAMS.values()), *(vault.role for vault in VAULTS)}
     owned = {(name, service.role) for service in PROGRAMS.values() for name in service.databases.values()}
     assert set(re.findall(r"^database (replank_\w+) (replank_\w+)$", script, re.MULTILINE)) == owned
     readable = re.search(rf"^grant connect on database (.*) to {READER};$", script, re.MULTILINE)
     assert readable is not None
     assert set(readable[1].split(", ")) == set(READABLE.values())
+    vaults = ", ".join(vault.role for vault in VAULTS)
+    assert f"\ngrant connect on database {SERVICES['schema'].database} to {vaults};\n" in script
     given = composition["services"]["databases"]["environment"]
     assert set(made.values()) == {name for name in given if name.startswith("REPLANK_")}
     listed = re.search(r"where name in \(([^)]*)\)", script)
     assert listed is not None
     assert set(re.findall(r"'(\w+)'", listed[1])) == set(provision._EXTENSIONS)
+
+
+def test_the_same_accounts_of_the_object_store_are_made(root: Path, composition: dict[str, Any]) -> None:
+    secrets = Secrets(root / "secrets")
+    one_shot = composition["services"]["accounts"]
+    assert one_shot["entrypoint"] == ["python3", "-m", accounts.__name__]
+    url, access_key, secret_key, made = accounts.from_environment(one_shot["environment"])
+    assert (url, access_key) == ("http://s3:7070", S3_ACCESS_KEY)
+    assert secret_key == composition["services"]["s3"]["environment"]["ROOT_SECRET_KEY"] == secrets.password("s3")
+    assert made == provision.accounts(secrets)
+    (folder,) = (word for word in composition["services"]["s3"]["command"] if word.startswith("--iam-dir="))
+    assert f"accounts:{folder.removeprefix('--iam-dir=')}" in composition["services"]["s3"]["volumes"]
 
 
 def test_a_service_can_do_nothing_that_it_need_not(composition: dict[str, Any]) -> None:

@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from replank_local import report, services, state
-from replank_local.credentials import Secrets
+from replank_local.credentials import ADMIN, Secrets
 from replank_local.endpoints import Endpoints
 from replank_local.errors import NotRunning
 from replank_local.processes import identity_of
 from replank_local.servers import SERVERS
-from replank_local.services import EXAMPLES, PROGRAMS, READER, SERVICES, STOREFRONT, UNITS
+from replank_local.services import EXAMPLES, PROGRAMS, READER, SERVICES, STOREFRONT, UNITS, VAULTS
 from replank_local.state import State
 
 NAMED_BY_THE_CONTRACT = {
@@ -74,9 +75,44 @@ def test_each_service_has_database_role_bucket_prefix_and_port_of_its_own(root: 
     secrets = Secrets(root / "secrets")
     endpoints = Endpoints(state.load(root).ports, secrets)
     told = {service.name: services.environment(service, endpoints, secrets) for service in SERVICES.values()}
-    for own in ("DSN", "HTTP_PORT", "S3_BUCKET", "SERVICE_TOKEN_FILE"):
+    for own in ("DSN", "HTTP_PORT", "SERVICE_TOKEN_FILE"):
         values = [told[service.name][f"{service.prefix}_{own}"] for service in SERVICES.values()]
         assert len(set(values)) == len(SERVICES), own
+    buckets = [told[service.name][f"{service.prefix}_S3_BUCKET"] for service in SERVICES.values() if service.has_bucket]
+    assert len({*buckets, *(vault.bucket for vault in VAULTS)}) == len(buckets) + len(VAULTS)
+
+
+def test_each_mode_of_the_vault_has_role_account_and_bucket_of_its_own_and_the_schema_service_no_other_account(
+    root: Path,
+) -> None:
+    secrets = Secrets(root / "secrets")
+    endpoints = Endpoints(state.load(root).ports, secrets)
+    told = {program.name: services.environment(program, endpoints, secrets) for program in PROGRAMS.values()}
+    vault = json.loads(told["schema"]["REPLANK_SCHEMA_VAULT"])
+    assert vault.keys() == {"standard", "pro"}
+    for own in ("dsn", "s3_access_key", "s3_secret_key", "s3_bucket"):
+        assert vault["standard"][own] != vault["pro"][own]
+    own_database = urlsplit(told["schema"]["REPLANK_SCHEMA_DSN"])
+    for mode in vault.values():
+        assert urlsplit(mode["dsn"]).path == own_database.path
+        assert urlsplit(mode["dsn"]).username != own_database.username
+    assert secrets.password("s3") not in "".join(told["schema"].values())
+    for name in told.keys() - {"schema"}:
+        for mode in vault.values():
+            assert mode["s3_secret_key"] not in "".join(told[name].values())
+            assert (urlsplit(mode["dsn"]).password or "") not in "".join(told[name].values())
+
+
+def test_the_administrator_may_do_everything_with_each_mode_of_the_vault(root: Path) -> None:
+    secrets = Secrets(root / "secrets")
+    service = SERVICES["auth-cache"]
+    told = services.environment(service, Endpoints(state.load(root).ports, secrets), secrets)
+    tuples = json.loads(told["REPLANK_AUTH_CACHE_BOOTSTRAP_TUPLES"])
+    assert {entry["user"] for entry in tuples} == {ADMIN}
+    assert {(entry["relation"], entry["object"]) for entry in tuples} == {
+        ("plan", "system:replank"),
+        *((relation, f"vault:{vault.mode}") for vault in VAULTS for relation in ("view", "publish", "admin")),
+    }
 
 
 def test_databases_are_handed_on_to_those_that_move_or_measure_them_alone(root: Path) -> None:

@@ -14,10 +14,12 @@ from replank_local.unit import Command, Place, Unit, http_ok
 
 async def _prepare(place: Place) -> Command:
     folder = place.data_folder("s3")
-    for part in ("objects", "versions"):
+    for part in ("objects", "versions", "accounts"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    argv = [str(versitygw().path), "--port", f"{HOST}:{place.ports['s3']}", "--quiet", "--health", "/health", "posix"]
-    argv += ["--versioning-dir", str(folder / "versions")]
+    argv = [str(versitygw().path), "--port", f"{HOST}:{place.ports['s3']}", "--quiet", "--health", "/health"]
+    # Outside the folder of objects, where every folder is a bucket.
+    argv += ["--iam-dir", str(folder / "accounts")]
+    argv += ["posix", "--versioning-dir", str(folder / "versions")]
     if not _has_extended_attributes(folder):
         (folder / "metadata").mkdir(exist_ok=True)
         argv += ["--sidecar", str(folder / "metadata")]

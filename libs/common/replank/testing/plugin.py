@@ -68,6 +68,26 @@ async def pool(postgres_dsn: str) -> AsyncIterator[asyncpg.Pool]:
         await opened.close()
 
 
+class RoleFactory(Protocol):
+    """``await postgres_role()`` creates a role and answers the DSN of the test's database as that role."""
+
+    async def __call__(self) -> str: ...
+
+
+@pytest_asyncio.fixture
+async def postgres_role(postgres_dsn: str) -> AsyncIterator[RoleFactory]:
+    """Creates roles that may connect to the test's own database and do nothing there: ``dsn = await postgres_role()``.
+
+    From then on nobody else but the owner may connect. The roles are dropped after the test.
+    """
+    async with AsyncExitStack() as roles:
+
+        async def create() -> str:
+            return await roles.enter_async_context(servers.role(postgres_dsn))
+
+        yield create
+
+
 @pytest.fixture(scope="session")
 def kafka() -> str:
     """The bootstrap servers of the test Kafka."""
@@ -123,6 +143,26 @@ async def s3(s3_server: tuple[str, str, str]) -> AsyncIterator[servers.Bucket]:
     """A new, empty bucket: ``.url``, ``.access_key``, ``.secret_key``, ``.bucket``. Needs the extra ``objects``."""
     async with servers.bucket(*s3_server) as fresh:
         yield fresh
+
+
+class AccountFactory(Protocol):
+    """``await s3_account()`` creates an account of the object store, and the one bucket that it reaches."""
+
+    async def __call__(self) -> servers.Bucket: ...
+
+
+@pytest_asyncio.fixture
+async def s3_account(s3_server: tuple[str, str, str]) -> AsyncIterator[AccountFactory]:
+    """Creates accounts with a bucket of their own, removed after the test: ``bucket = await s3_account()``.
+
+    Needs the extra ``objects``, and versitygw with ``--iam-dir``.
+    """
+    async with AsyncExitStack() as accounts:
+
+        async def create() -> servers.Bucket:
+            return await accounts.enter_async_context(servers.account(*s3_server))
+
+        yield create
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -18,6 +18,9 @@ from aiokafka.errors import for_code
 from replank.connection import Connection
 from replank.errors import ConfigurationError, DependencyUnavailable
 from replank.testing.wait import eventually
+
+if TYPE_CHECKING:
+    from minio import Minio
 
 PREFIX: Final = "replank_test"
 
@@ -58,6 +61,27 @@ async def database(server_dsn: str) -> AsyncIterator[str]:
         yield urlunsplit(urlsplit(server_dsn)._replace(path=f"/{name}"))
     finally:
         await _execute(server_dsn, f'drop database if exists "{name}" with (force)')
+
+
+@asynccontextmanager
+async def role(database_dsn: str) -> AsyncIterator[str]:
+    """The DSN of the same database as a new role, which may connect to it and nothing else. Afterwards it is dropped.
+
+    Nobody reaches the database by default any more, nor makes temporary tables there: only its owner and such roles.
+    """
+    name, password = fresh_name(), uuid4().hex
+    parts = urlsplit(database_dsn)
+    database_name = parts.path.removeprefix("/")
+    await _execute(
+        database_dsn,
+        f"create role \"{name}\" login password '{password}';"
+        f'revoke connect, temporary on database "{database_name}" from public;'
+        f'grant connect on database "{database_name}" to "{name}"',
+    )
+    try:
+        yield urlunsplit(parts._replace(netloc=f"{name}:{password}@{parts.netloc.rpartition('@')[2]}"))
+    finally:
+        await _execute(database_dsn, f'set lock_timeout = \'10s\'; drop owned by "{name}"; drop role "{name}"')
 
 
 async def waiting_for_locks(conn: Connection | asyncpg.Pool) -> int:
@@ -118,24 +142,52 @@ async def bucket(url: str, access_key: str, secret_key: str) -> AsyncIterator[Bu
     """A new bucket. Afterwards it is removed with its objects, unless the test made it keep old versions."""
     # Only tests of object storage need the extra `objects`.
     from minio import Minio  # noqa: PLC0415
-    from minio.error import S3Error  # noqa: PLC0415
 
     endpoint = urlsplit(url)
     client = Minio(endpoint.netloc, access_key=access_key, secret_key=secret_key, secure=endpoint.scheme == "https")
     name = fresh_name().replace("_", "-")
 
-    def remove() -> None:
-        for found in client.list_objects(name, recursive=True):
-            if found.object_name:
-                client.remove_object(name, found.object_name)
-        try:
-            client.remove_bucket(name)
-        except S3Error as error:
-            if error.code not in {"BucketNotEmpty", "NoSuchBucket"}:
-                raise
-
     await asyncio.to_thread(client.make_bucket, name)
     try:
         yield Bucket(url, access_key, secret_key, name)
+    finally:
+        await asyncio.to_thread(_remove_bucket, client, name)
+
+
+def _remove_bucket(client: Minio, name: str) -> None:
+    from minio.error import S3Error  # noqa: PLC0415
+
+    try:
+        for found in client.list_objects(name, recursive=True):
+            if found.object_name:
+                client.remove_object(name, found.object_name)
+        client.remove_bucket(name)
+    except S3Error as error:
+        if error.code not in {"BucketNotEmpty", "NoSuchBucket"}:
+            raise
+
+
+@asynccontextmanager
+async def account(url: str, access_key: str, secret_key: str) -> AsyncIterator[Bucket]:
+    """A new account of the object store that reaches one new bucket, its own, and nothing else. Both go afterwards.
+
+    The credentials given are those of the store's administrator; the store is versitygw, which keeps accounts.
+    """
+    from minio import Minio  # noqa: PLC0415
+
+    from replank.objects.accounts import Account, ensure_accounts, remove_accounts  # noqa: PLC0415
+
+    name = fresh_name().replace("_", "-")
+    made = Account(access_key=name, secret_key=uuid4().hex, bucket=name)
+    endpoint = urlsplit(url)
+    client = Minio(endpoint.netloc, access_key=access_key, secret_key=secret_key, secure=endpoint.scheme == "https")
+
+    def remove() -> None:
+        _remove_bucket(client, name)
+        remove_accounts(url, access_key, secret_key, [name])
+
+    await asyncio.to_thread(ensure_accounts, url, access_key, secret_key, [made])
+    try:
+        yield Bucket(url, made.access_key, made.secret_key, made.bucket)
     finally:
         await asyncio.to_thread(remove)

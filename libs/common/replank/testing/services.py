@@ -126,7 +126,7 @@ async def http_alone(service: Service, token: str) -> AsyncIterator[httpx.AsyncC
     headers = {"authorization": f"Bearer {token}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers) as client:
         yield client
-    await service.pools.close()
+    await service.close()
 
 
 @asynccontextmanager
