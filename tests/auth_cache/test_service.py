@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx
@@ -14,8 +14,17 @@ import pytest
 import pytest_asyncio
 
 from replank.authz import AuthzClient, Tuple
-from replank.contracts.auth_cache import AccessGranted
-from replank.contracts.schema import MigrationPlanned, Source, plan_sha256
+from replank.contracts.auth_cache import AccessGranted, AccessRevoked
+from replank.contracts.declarations import EventContractDeclared, EventContractUsed
+from replank.contracts.schema import (
+    MigrationPlanned,
+    SchemaOwnerChanged,
+    SchemaVersionPublished,
+    Source,
+    VaultMode,
+    plan_sha256,
+)
+from replank.events import Event
 from replank.testing import eventually
 from replank.testing.services import Issuer, appended, basics, emit, events_of, http_alone, living
 from replank_auth_cache.application import compose
@@ -100,6 +109,109 @@ async def test_the_owner_of_a_planned_migration_gets_access_and_it_is_said(
     assert [(event.user, event.relation, event.granted_by) for event in said] == [
         ("user:ben", "owner", "service:auth-cache")
     ]
+
+
+def published(schema_id: UUID, owner: str, version: int = 1, mode: VaultMode = "standard") -> SchemaVersionPublished:
+    return SchemaVersionPublished(
+        mode=mode,
+        schema_id=schema_id,
+        name="orders/order",
+        version=version,
+        previous=version - 1 or None,
+        sha256="0" * 64,
+        size=2,
+        kind="schema",
+        field_count=0,
+        owner=owner,
+        published_by="user:ada",
+        published_at=datetime.now(UTC),
+    )
+
+
+async def test_a_schema_belongs_to_its_owner_in_its_own_mode_until_it_is_passed_on(
+    database: asyncpg.Pool, postgres_dsn: str, configure: Configure, kafka: str, issuer: Issuer
+) -> None:
+    schema_id = uuid4()
+
+    def owns(user: str, mode: VaultMode = "standard") -> dict[str, str]:
+        return {"user": user, "relation": "owner", "object": f"schema:{mode}.{schema_id}"}
+
+    passed_on = SchemaOwnerChanged(
+        mode="standard",
+        schema_id=schema_id,
+        name="orders/order",
+        owner="user:cleo",
+        previous_owner="user:ben",
+        changed_by="user:ada",
+        changed_at=datetime.now(UTC),
+    )
+    async with living(compose(configure(postgres_dsn)), issuer.token("service:schema")) as client:
+        await emit(kafka, published(schema_id, "user:ben"), key=str(schema_id))
+
+        async def belongs_to(user: str) -> bool:
+            return await check(client, owns(user))
+
+        await eventually(lambda: belongs_to("user:ben"), "the owner has access", within=30)
+        assert not await check(client, owns("user:ben", "pro"))
+
+        await emit(kafka, passed_on, key=str(schema_id))
+        await emit(kafka, published(schema_id, "user:cleo", version=2), key=str(schema_id))
+        # Said twice under two ids, as by somebody who changed it to what it was.
+        await emit(kafka, passed_on, key=str(schema_id))
+        await emit(kafka, published(schema_id, "user:dan", mode="pro"), key=str(schema_id))
+
+        async def last_is_applied() -> bool:
+            return await check(client, owns("user:dan", "pro"))
+
+        await eventually(last_is_applied, "all of them are applied", within=30)
+        assert await belongs_to("user:cleo")
+        assert not await belongs_to("user:ben")
+    async with database.acquire() as conn:
+        said = [
+            (event.event_type, event.user, event.object)
+            for _, event in await appended(conn)
+            if isinstance(event, AccessGranted | AccessRevoked) and event.object.endswith(str(schema_id))
+        ]
+    standard, pro = f"schema:standard.{schema_id}", f"schema:pro.{schema_id}"
+    granted, revoked = AccessGranted.event_type, AccessRevoked.event_type
+    assert said == [
+        (granted, "user:ben", standard),
+        (revoked, "user:ben", standard),
+        (granted, "user:cleo", standard),
+        (granted, "user:dan", pro),
+    ]
+
+
+async def test_its_contracts_are_declared_at_its_first_start_and_what_it_used_is_told_when_it_stops(
+    database: asyncpg.Pool, postgres_dsn: str, configure: Configure, kafka: str, issuer: Issuer
+) -> None:
+    schema_id = uuid4()
+    owns = {"user": "user:ben", "relation": "owner", "object": f"schema:standard.{schema_id}"}
+
+    async def declared() -> list[str]:
+        async with database.acquire() as conn:
+            return [event.contract for _, event in await appended(conn) if isinstance(event, EventContractDeclared)]
+
+    async with living(compose(configure(postgres_dsn)), issuer.token()):
+        await eventually(declared, "its contracts are declared")
+        # The relay publishes them: somebody else may read them, and nobody has to.
+        await events_of(kafka, EventContractDeclared, lambda event: event.contract == AccessGranted.event_type)
+    async with living(compose(configure(postgres_dsn)), issuer.token()) as client:
+        await emit(kafka, published(schema_id, "user:ben"), key=str(schema_id))
+
+        async def is_applied() -> bool:
+            return await check(client, owns)
+
+        await eventually(is_applied, "the event is applied", within=30)
+    own: list[type[Event]] = [AccessGranted, AccessRevoked, EventContractDeclared, EventContractUsed]
+    assert sorted(await declared()) == sorted(contract.event_type for contract in own)
+    async with database.acquire() as conn:
+        used = [event for _, event in await appended(conn) if isinstance(event, EventContractUsed)]
+    # Others may plan migrations on the same Kafka meanwhile, and publish schemas.
+    (of_versions,) = [event for event in used if event.contract == SchemaVersionPublished.event_type]
+    assert of_versions.consumer == "auth-cache"
+    assert of_versions.events >= 1
+    assert not [event for event in used if event.contract.startswith("replank.contracts.")]
 
 
 async def test_a_bootstrapped_tuple_is_written_once_however_often_the_service_starts(

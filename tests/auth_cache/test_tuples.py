@@ -54,6 +54,14 @@ class Bench:
                 by="user:root",
             )
 
+    async def ensure(self, *wanted: RelationTuple) -> int:
+        """Returns the store's revision afterwards."""
+        async with self.database.acquire() as conn, conn.transaction():
+            await service.ensure(conn, self.decisions, "replank", wanted, by="user:root")
+            held = await store.revision(conn, "replank")
+        assert held is not None
+        return held[1]
+
     async def allowed(self, wanted: RelationTuple) -> bool:
         return await self.decisions.allowed("replank", wanted)
 
@@ -229,3 +237,11 @@ async def test_a_check_is_one_probe_of_the_primary_key(bench: Bench) -> None:
     text = "\n".join(row[0] for row in plan)
     assert "Index Only Scan using relation_tuple_pkey" in text
     assert "Seq Scan" not in text
+
+
+async def test_tuples_that_are_there_already_cost_the_store_no_revision(bench: Bench) -> None:
+    assert await bench.ensure(ADA_OWNS) == 1
+    assert await bench.ensure(ADA_OWNS) == 1
+    assert await bench.ensure(ADA_OWNS, BEN_OWNS) == 2
+    assert await bench.allowed(ADA_OWNS)
+    assert await bench.allowed(BEN_OWNS)

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from replank import flags, inbox, outbox
+from replank import declaration, flags, inbox, outbox
 from replank.connection import Connection
 from replank.errors import ReplankError
 from replank.installation import Installation
@@ -21,6 +21,7 @@ INSTALLS: dict[str, Install] = {
     "replank_outbox": outbox.install,
     "replank_inbox": inbox.install,
     "replank_flags": flags.install,
+    "replank_contracts": declaration.install,
 }
 every_schema = pytest.mark.parametrize("schema", INSTALLS)
 

@@ -93,11 +93,11 @@ class System:
         return await fetch(self.stack.endpoints.postgres(database=SERVICES[service].database), statement, *arguments)
 
     async def written(self) -> tuple[int, int]:
-        """How many migrations and how many events of its own schema has ever committed."""
+        """How many migrations and how many events of its own, but for those about contracts, schema ever committed."""
         (row,) = await self.fetch(
             "schema",
             "select (select count(*) from migration) as migrations, "
-            "(select count(*) from replank_outbox.event) as events",
+            "(select count(*) from replank_outbox.event where topic <> 'replank.contracts') as events",
         )
         return row["migrations"], row["events"]
 

@@ -1,13 +1,13 @@
-"""``replank events``: look at what flows through Kafka."""
+"""``replank events``: look at what flows through Kafka, and whether it is what its contracts say."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -16,8 +16,19 @@ from aiokafka.errors import KafkaError
 from rich.markup import escape
 
 from replank.errors import ConfigurationError, DependencyUnavailable
+from replank_cli.asking import Token, Url, door
 from replank_cli.connection import Kafka, kafka_of
-from replank_cli.console import output, print_json
+from replank_cli.console import output, print_json, print_table
+from replank_cli.validating import Published, Report
+from replank_cli.validating import faults as faults_of
+
+Topics: TypeAlias = Annotated[
+    list[str] | None, typer.Argument(help="Topics; all replank.* ones if none is given.", show_default=False)
+]
+Beginning: TypeAlias = Annotated[bool, typer.Option("--beginning", "-b", help="Start at the oldest record.")]
+Follow: TypeAlias = Annotated[bool, typer.Option(help="Wait for new records; --no-follow ends at the newest one.")]
+Limit: TypeAlias = Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Stop after so many events.")]
+Type: TypeAlias = Annotated[str | None, typer.Option("--type", help="Only this CloudEvents type.")]
 
 app = typer.Typer(add_completion=False, help="Look at what flows through Kafka.", no_args_is_help=True)
 
@@ -29,12 +40,12 @@ def events() -> None:
 
 @app.command()
 def tail(
-    topics: Annotated[list[str] | None, typer.Argument(help="Topics; all replank.* ones if none is given.")] = None,
+    topics: Topics = None,
     kafka: Kafka = None,
-    beginning: Annotated[bool, typer.Option("--beginning", "-b", help="Start at the oldest record.")] = False,
-    follow: Annotated[bool, typer.Option(help="Wait for new records; --no-follow ends at the newest one.")] = True,
-    limit: Annotated[int | None, typer.Option("--limit", "-n", min=1, help="Stop after so many events.")] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="Only this CloudEvents type.")] = None,
+    beginning: Beginning = False,
+    follow: Follow = True,
+    limit: Limit = None,
+    type_: Type = None,
     key: Annotated[str | None, typer.Option(help="Only this record key.")] = None,
     trace: Annotated[str | None, typer.Option(help="Only events of this trace id.")] = None,
     values: Annotated[bool, typer.Option("--values", help="Show payloads too. They may hold personal data.")] = False,
@@ -62,6 +73,80 @@ def tail(
         asyncio.run(run())
     except KeyboardInterrupt:
         raise typer.Exit from None
+
+
+@app.command()
+def validate(
+    topics: Topics = None,
+    kafka: Kafka = None,
+    url: Url = None,
+    token: Token = None,
+    beginning: Beginning = False,
+    follow: Follow = True,
+    limit: Limit = None,
+    type_: Type = None,
+    faults: Annotated[int, typer.Option(min=0, help="Show so many faults; all are counted.")] = 20,
+    values: Annotated[bool, typer.Option("--values", help="Show what is wrong too. It may be personal data.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object at the end.")] = False,
+) -> None:
+    """Hold events against their contracts as they are published in the vault, and against CloudEvents.
+
+    A contract is taken as it is when the first event of its type comes by. Reads in no group: consumers do not notice.
+    Exit status 1 if an event was invalid. An event whose contract the vault does not have is counted as unknown.
+    """
+    report = Report(keep=faults, values=values)
+
+    async def run() -> None:
+        with door(url, token) as asked:
+            published = Published(asked)
+            await asyncio.to_thread(published.require_vault)
+            async with _reading(kafka_of(kafka), topics or [], beginning=beginning) as (consumer, ends):
+                async for record in _records(consumer, ends, follow=follow):
+                    event_type = _describe(record, values=False)["type"]
+                    if type_ is not None and event_type != type_:
+                        continue
+                    if event_type is not None and not published.knows(event_type):
+                        await asyncio.to_thread(published.contract, event_type)
+                    contract = None if event_type is None else published.contract(event_type)
+                    kept = report.add(record, event_type, faults_of(record, contract), known=contract is not None)
+                    if not as_json:
+                        _print_faults(kept)
+                    if report.events == limit:
+                        return
+
+    # Following ends so: what was seen until then is the result.
+    with suppress(KeyboardInterrupt):
+        asyncio.run(run())
+    _print_report(report, as_json=as_json)
+    if report.invalid:
+        raise typer.Exit(1)
+
+
+def _print_faults(found: list[dict[str, Any]]) -> None:
+    for fault in found:
+        output.print(
+            f"[cyan]{escape(fault['topic'])}[/][dim]/{fault['partition']}@{fault['offset']}[/] "
+            f"[bold]{escape(fault['type'] or '(no CloudEvent)')}[/] "
+            f"{fault['part']}{escape(fault['pointer'])}: [red]{escape(fault['rule'])}[/]",
+            highlight=False,
+        )
+        if "value" in fault:
+            output.print("  " + json.dumps(fault["value"], ensure_ascii=False), markup=False, highlight=False)
+
+
+def _print_report(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        print_json(report.summary())
+        return
+    if report.faulty > len(report.faults):
+        output.print(f"… and {report.faulty - len(report.faults)} more faults", markup=False, highlight=False)
+    print_table(
+        ("type", "events", "valid", "invalid", "unknown contract"),
+        [
+            (name, tally.events, tally.valid, tally.invalid, tally.unknown)
+            for name, tally in sorted(report.types.items())
+        ],
+    )
 
 
 @asynccontextmanager

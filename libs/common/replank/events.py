@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from replank.errors import ReplankError
 
-_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9_.-]*\.v[1-9][0-9]*")
+#: A CloudEvents type as contracts have it: lower-case dotted words that end in a version.
+TYPE_PATTERN: Final = r"^[a-z0-9][a-z0-9_.-]*\.v[1-9][0-9]*$"
+_TYPE: Final = re.compile(TYPE_PATTERN)
 # Kafka's own rule (org.apache.kafka.common.internals.Topic): these characters, at most 249 of them.
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
@@ -29,9 +30,10 @@ from fastapi import APIRouter, FastAPI
 from faststream.kafka import KafkaBroker
 from openfeature.client import OpenFeatureClient
 
-from replank import outbox
+from replank import declaration, outbox
 from replank.authz import AuthzClient
 from replank.contracts import flags as flag_contracts
+from replank.contracts.declarations import EventContractDeclared, EventContractUsed
 from replank.contracts.documents import asyncapi
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
 from replank.events import Event
@@ -77,7 +79,8 @@ class Service:
 
     ``name`` is the service's name in traces, metrics, Kafka groups and event sources; ``package`` is the one with its
     ``migrations``. ``sends`` are the contracts that it appends to its outbox, ``receives`` those that it has handlers
-    for: the topics that it writes to are created if they are missing, those of its dead letters among them.
+    for: the topics that it writes to are created if they are missing, those of its dead letters among them. Every
+    service also says what its contracts look like, and which contracts it uses: see `replank.contracts.declarations`.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Service:
     ) -> None:
         self.name = name
         self.package = package
-        self.sends = tuple(sends)
+        self.sends: tuple[type[Event], ...] = (*sends, EventContractDeclared, EventContractUsed)
         self.receives = tuple(receives)
         self.settings = settings
         replica = settings.replica_dsn
@@ -117,6 +120,7 @@ class Service:
         self._relay: Relay | None = None
         self._subscribe: Callable[[Inbox], None] = _handle_nothing
         self._routers: list[APIRouter] = []
+        self._streamed: dict[re.Pattern[str], int] = {}
         self._works: list[tuple[str, Callable[[asyncio.Event], Awaitable[None]]]] = []
         self.steps: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._closers: list[Callable[[], Awaitable[None]]] = []
@@ -148,9 +152,10 @@ class Service:
         await self._load_flags()
         return openfeature.api.get_client()
 
-    def route(self, router: APIRouter) -> None:
-        """Add HTTP routes."""
+    def route(self, router: APIRouter, *, streamed: Mapping[re.Pattern[str], int] | None = None) -> None:
+        """Add HTTP routes; ``streamed`` are paths whose bodies are not held as a whole, with how large they may be."""
         self._routers.append(router)
+        self._streamed.update(streamed or {})
 
     def app(self) -> FastAPI:
         """The HTTP application, whose life is the service's life. Call it once."""
@@ -175,8 +180,15 @@ class Service:
             routers=self._routers,
             lifespan=self._lifespan,
             max_body=self.settings.http_max_body,
+            streamed=self._streamed,
             metrics_open=self.settings.http_metrics_open,
         )
+
+    async def close(self) -> None:
+        """Close what was opened; the end of the application's life does so by itself."""
+        for close in reversed(self._closers):
+            await close()
+        await self.pools.close()
 
     def asyncapi(self, description: str) -> dict[str, Any]:
         """The AsyncAPI document of what the service sends and receives."""
@@ -191,6 +203,7 @@ class Service:
         publishing = asyncio.create_task(self._publish(stop), name="relay")
         consuming = asyncio.create_task(self._consume(), name="consumers")
         following = asyncio.create_task(self._follow_flags(), name="flags")
+        declaring = asyncio.create_task(self._declare(), name="declarations")
         done = asyncio.Event()
         working = [asyncio.create_task(self._work(name, run, done), name=name) for name, run in self._works]
         try:
@@ -209,12 +222,11 @@ class Service:
             await asyncio.wait([publishing], timeout=self.settings.shutdown_timeout if self._relay else 0.0)
             publishing.cancel()
             following.cancel()
-            await asyncio.wait([publishing, following])
+            declaring.cancel()
+            await asyncio.wait([publishing, following, declaring])
             if self._flags is not None:
                 await self._flags.close()
-            for close in reversed(self._closers):
-                await close()
-            await self.pools.close()
+            await self.close()
             outbox.default_source = before
 
     async def _publish(self, stop: asyncio.Event) -> None:
@@ -243,6 +255,16 @@ class Service:
     async def _work(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]], done: asyncio.Event) -> None:
         await self._until_done(name, self._require_migrated)
         await self._until_done(name, lambda: run(done))
+
+    async def _declare(self) -> None:
+        await self._until_done("declarations", self._require_migrated)
+        await self._until_done("declarations", self._declare_contracts)
+
+    async def _declare_contracts(self) -> None:
+        async with self.pools.general_primary.acquire() as conn, conn.transaction():
+            declared = await declaration.declare(conn, self.sends, service=self.name)
+        if declared:
+            _log.info("declared %d contracts: %s", len(declared), ", ".join(declared))
 
     async def _follow_flags(self) -> None:
         await self._until_done("flags", self._require_migrated)
@@ -329,7 +351,7 @@ class Service:
 
     async def _check_inbox(self) -> None:
         if self._inbox is None:
-            elsewhere = {"relay", "flags", *(name for name, _ in self._works)}
+            elsewhere = {"relay", "flags", "declarations", *(name for name, _ in self._works)}
             reasons = [reason for part, reason in self._waiting.items() if part not in elsewhere]
             raise DependencyUnavailable("inbox", "; ".join(reasons) or "starting")
         if not self._inbox.healthy:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 
-from replank import flags, inbox, outbox
+from replank import declaration, flags, inbox, outbox
 from replank.connection import Connection
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
 from replank.postgres import MigrationReport, idempotency, migrate
@@ -102,11 +102,15 @@ def serve(service: Service) -> None:
 
 
 async def prepare(conn: Connection) -> None:
-    """Install or upgrade what the library keeps in a service's database: outbox, inbox, flags, idempotency keys."""
+    """Install or upgrade what the library keeps in a service's database.
+
+    That is outbox, inbox, flags, idempotency keys, and which contracts were declared.
+    """
     await outbox.install(conn)
     await inbox.install(conn)
     await flags.install(conn)
     await idempotency.install(conn)
+    await declaration.install(conn)
 
 
 async def migrate_database(dsn: str, package: str, phase: Phase) -> MigrationReport:
@@ -135,7 +139,7 @@ async def migrate_database(dsn: str, package: str, phase: Phase) -> MigrationRep
 
 def described(settings: type[Settings], compose: Callable[[Settings], Service]) -> dict[Path, dict[str, Any]]:
     """The documents of a service, by where they belong below ``docs/reference``. Asks no server and no environment."""
-    service = compose(settings.model_validate(_NOWHERE))
+    service = compose(settings.model_validate({**_NOWHERE, **settings.elsewhere}))
     about = importlib.import_module(service.package).__doc__ or ""
     name = f"{service.name}.json"
     return {

@@ -17,8 +17,10 @@ import difflib
 import logging
 import os
 import re
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -81,6 +83,9 @@ class ServiceSettings(BaseSettings):
         frozen=True,
         extra="forbid",
     )
+
+    elsewhere: ClassVar[Mapping[str, Any]] = {}
+    """What a service needs beside what all need, as it is given where it is only described."""
 
     dsn: PostgresUrl
     replica_dsn: PostgresUrl | None = None
@@ -172,7 +177,7 @@ class EventServiceSettings(ServiceSettings):
     run_relay: bool = True
     """Whether this process publishes the service's events. Otherwise another one must: ``replank relay run``."""
     relay: RelaySettings = RelaySettings()
-    inbox: InboxSettings = InboxSettings()
+    inbox: InboxSettings = InboxSettings(usage_interval=timedelta(minutes=1))
 
 
 def _what_is_wrong(kind: str, message: str) -> str:

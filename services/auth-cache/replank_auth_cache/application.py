@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from replank.cache import Cache
 from replank.contracts.auth_cache import STORE, AccessGranted, AccessRevoked
-from replank.contracts.schema import MigrationPlanned
+from replank.contracts.schema import MigrationPlanned, SchemaOwnerChanged, SchemaVersionPublished
 from replank.service import Service
 from replank_auth_cache import api
 from replank_auth_cache.settings import AuthCacheSettings
@@ -21,7 +21,7 @@ def compose(settings: AuthCacheSettings) -> Service:
         name="auth-cache",
         package="replank_auth_cache",
         sends=[AccessGranted, AccessRevoked],
-        receives=[MigrationPlanned],
+        receives=[MigrationPlanned, SchemaVersionPublished, SchemaOwnerChanged],
     )
     cache = None
     if settings.valkey_url is not None:

@@ -153,6 +153,8 @@ async def test_what_is_written_wrongly_is_refused_at_once(make_inbox: MakeInbox,
         subscribed.on(Other)(lambda _: Done())  # type: ignore[arg-type,return-value]
     with pytest.raises(ConfigurationError, match="no name"):
         make_inbox(consumer=" ")
+    with pytest.raises(ConfigurationError, match="no name"):
+        make_inbox(consumer="x" * 256)
     async with running(inbox):
         with pytest.raises(ConfigurationError, match="while it runs"):
             inbox.topic("another")

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from replank.errors import ReplankError
+from replank_cli.asking import Refused
 from replank_cli.demo.calls import until
 from replank_cli.migrate import show
-from replank_cli.migrate.service import Refused, Schema
+from replank_cli.migrate.service import Schema
 from replank_cli.migrate.views import AT_REST, AuditLine, Comparison, Migration, Reject
 
 _REASON: Final = "the demo"

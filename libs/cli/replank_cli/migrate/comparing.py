@@ -8,14 +8,18 @@ import typer
 from rich.text import Text
 
 from replank.errors import ReplankError
+from replank_cli.asking import Refused, Token, Url
 from replank_cli.console import errors, output, print_json, print_table
-from replank_cli.migrate import follow, show
-from replank_cli.migrate.options import Json, Named, Timeout, Token, Url, Wait
-from replank_cli.migrate.service import Refused, Schema, schema
+from replank_cli.following import poll, screen
+from replank_cli.migrate import show
+from replank_cli.migrate.follow import LOOK
+from replank_cli.migrate.options import Json, Named, Timeout, Wait
+from replank_cli.migrate.service import Schema, schema
 from replank_cli.migrate.views import Comparison, Migration, Mismatch, Repair
 
 _ENDED: Final = ("done", "cancelled")
 _GOES_ON: Final = "the comparison goes on"
+_STILL_ASKED: Final = "it is still asked for"
 #: A repair starts when the migration's worker gets to it, and takes as long as its keys take.
 _REPAIR_WITHIN: Final = 300.0
 
@@ -132,8 +136,8 @@ def _asked(service: Schema, migration: Migration) -> Any:
 def _followed(service: Schema, migration: Migration, answer: Any, timeout: float | None) -> Any:
     path = f"/{migration.id}/comparisons/{answer['id']}"
     try:
-        with follow.screen() as on:
-            for seen in follow.poll(lambda: service.get(path), on, timeout=timeout, left=_GOES_ON):
+        with screen() as on:
+            for seen in poll(lambda: service.get(path), on, timeout=timeout, left=_GOES_ON, look=LOOK):
                 line = _line(Comparison.model_validate(seen))
                 on.show(Text(line), line)
                 if seen["state"] in _ENDED:
@@ -147,8 +151,8 @@ def _followed(service: Schema, migration: Migration, answer: Any, timeout: float
 def _repaired(service: Schema, migration: Migration, keys: list[str] | None, *, dry_run: bool) -> Any:
     answer = service.post(f"/{migration.id}/repair", {"dry_run": dry_run, **({"keys": keys} if keys else {})})
     path = f"/{migration.id}/repairs/{answer['id']}"
-    with follow.screen() as on:
-        for seen in follow.poll(lambda: service.get(path), on, timeout=_REPAIR_WITHIN, left="it is still asked for"):
+    with screen() as on:
+        for seen in poll(lambda: service.get(path), on, timeout=_REPAIR_WITHIN, left=_STILL_ASKED, look=LOOK):
             if seen["actions"] is not None:
                 return seen
             on.show(Text("asked; the migration's worker has not come to it yet"), "asked")

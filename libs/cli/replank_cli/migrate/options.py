@@ -10,14 +10,6 @@ import typer
 from replank.errors import ConfigurationError
 
 Named: TypeAlias = Annotated[str, typer.Argument(metavar="MIGRATION", help="Its name, or its id.", show_default=False)]
-Url: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--url", envvar="REPLANK_SCHEMA_URL", help="Where the schema service listens.", show_default=False),
-]
-Token: TypeAlias = Annotated[
-    str | None,
-    typer.Option("--token", envvar="REPLANK_TOKEN", help="A bearer token that it accepts.", show_default=False),
-]
 Reason: TypeAlias = Annotated[
     str | None,
     typer.Option("--reason", help="Why: kept in the audit. On a terminal it is asked for.", show_default=False),

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from replank.errors import ConfigurationError, ReplankError
+from replank_cli.asking import Token, Url, segment
 from replank_cli.console import output, print_json, print_table, print_whole
 from replank_cli.migrate import follow, show
 from replank_cli.migrate.mapping import text_of
-from replank_cli.migrate.options import Json, Named, Reason, Timeout, Token, Url, Wait, reason_of
-from replank_cli.migrate.service import Schema, schema, segment
+from replank_cli.migrate.options import Json, Named, Reason, Timeout, Wait, reason_of
+from replank_cli.migrate.service import Schema, schema
 from replank_cli.migrate.views import AuditLine, Migration, Summary
 
 _OPEN: Final = (

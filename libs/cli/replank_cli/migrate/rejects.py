@@ -7,9 +7,10 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from replank.errors import ConfigurationError
+from replank_cli.asking import Token, Url
 from replank_cli.console import output, print_json, print_table
 from replank_cli.migrate import show
-from replank_cli.migrate.options import Json, Named, Reason, Token, Url, reason_of
+from replank_cli.migrate.options import Json, Named, Reason, reason_of
 from replank_cli.migrate.service import schema
 from replank_cli.migrate.views import Reject
 

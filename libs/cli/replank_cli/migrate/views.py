@@ -7,6 +7,8 @@ from typing import Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from replank_cli.asking import Condition
+
 #: The whole life of a migration, in its order.
 LIFE: Final = (
     "planned",
@@ -30,15 +32,6 @@ Item = TypeVar("Item")
 
 class _View(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Condition(_View):
-    """Something that must be so before a migration may go on; ``fix`` says how it comes to be so."""
-
-    name: str
-    met: bool
-    detail: str = ""
-    fix: str = ""
 
 
 class Next(_View):
@@ -235,22 +228,3 @@ class Page(_View, Generic[Item]):
 
     items: list[Item]
     next: str | None = None
-
-
-class Fault(_View):
-    """A field of a request that the service cannot accept."""
-
-    field: str
-    problem: str
-
-
-class Problem(_View):
-    """A problem document of a service."""
-
-    type: str
-    title: str = ""
-    detail: str
-    fix: str = ""
-    trace_id: str = ""
-    conditions: list[Condition] = []
-    errors: list[Fault] = []

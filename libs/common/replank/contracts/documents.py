@@ -20,8 +20,13 @@ _Schema = Mapping[str, Any]
 _ANNOTATIONS: Final = frozenset({"title", "description", "examples", "default", "deprecated", "$comment"})
 # Parts of a schema that hold schemas, and are compared member by member.
 _NESTED: Final = frozenset({"properties", "$defs", "required"})
+# Where a schema has schemas below it, as pydantic writes them.
+_SCHEMAS: Final = frozenset({"additionalProperties", "contains", "items", "not", "propertyNames"})
+_LISTS_OF_SCHEMAS: Final = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+_MAPS_OF_SCHEMAS: Final = frozenset({"$defs", "patternProperties", "properties"})
 
-_HEADERS: Final[dict[str, Any]] = {
+#: What an event's headers are, read as text.
+HEADERS: Final[dict[str, Any]] = {
     "type": "object",
     "required": ["ce_specversion", "ce_id", "ce_type", "ce_source", "ce_time", "content-type"],
     "properties": {
@@ -88,7 +93,7 @@ def asyncapi(
         "operations": operations,
         "components": {
             "messages": dict(sorted(messages.items())),
-            "schemas": {"cloudEventHeaders": _HEADERS, **dict(sorted(schemas.items()))},
+            "schemas": {"cloudEventHeaders": HEADERS, **dict(sorted(schemas.items()))},
         },
     }
 
@@ -100,6 +105,30 @@ def _with_sorted_messages(channel: dict[str, Any]) -> dict[str, Any]:
 def payload_schema(contract: type[Event]) -> dict[str, Any]:
     """The JSON Schema of a contract's value, as written."""
     return contract.model_json_schema(mode="serialization")
+
+
+def reader_schema(contract: type[Event]) -> dict[str, Any]:
+    """The JSON Schema that readers of a contract may rely on: as `payload_schema`, but open to fields added later."""
+    opened: dict[str, Any] = _opened(payload_schema(contract))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **opened}
+
+
+def _opened(schema: Any) -> Any:
+    """A schema, to any depth, without what forbids fields that it does not name."""
+    if not isinstance(schema, Mapping):
+        return schema
+    opened: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        if keyword == "additionalProperties" and value is False:
+            continue
+        # Everything else (constants, defaults, examples) is a value, whatever it looks like.
+        if keyword in _MAPS_OF_SCHEMAS and isinstance(value, Mapping):
+            opened[keyword] = {name: _opened(member) for name, member in value.items()}
+        elif keyword in _LISTS_OF_SCHEMAS and isinstance(value, list):
+            opened[keyword] = [_opened(member) for member in value]
+        else:
+            opened[keyword] = _opened(value) if keyword in _SCHEMAS else value
+    return opened
 
 
 def breaking_changes(committed: _Schema, current: _Schema, *, at: str = "value") -> list[str]:

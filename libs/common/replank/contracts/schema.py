@@ -1,7 +1,9 @@
-"""What the schema service says: a migration was planned, may start, is in another phase; and what its capture says.
+"""What the schema service says: of migrations, of the records that they move, and of the schemas in its vault.
 
 All events about one migration have its id as their key, so they arrive in order. The changes of the records that are
 being moved have topics of their own, one a migration and direction, with the record's key as theirs.
+
+All events about one schema of the vault have the schema's id as their key, and ``schema:<mode>.<id>`` as their subject.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from replank.contracts.fields import Actor, Explanation, Instant, Label, Sha256,
 from replank.events import Event
 
 TOPIC: Final = "replank.schema"
+
+#: The vault's two halves, which share nothing: neither tables nor roles, neither bucket nor account.
+VaultMode = Literal["standard", "pro"]
 
 #: How deep the objects and lists of a plan may be nested.
 PLAN_DEPTH: Final = 64
@@ -155,3 +160,95 @@ class MigrationConsistentAgain(Event, type="replank.schema.migration.consistent.
     percent: Annotated[float, Field(ge=0, le=100)]
     inconsistent_since: Instant
     since: Instant
+
+
+SchemaName = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")]
+#: How many of the affected schemas an inconsistency names.
+MOST_AFFECTED: Final = 100
+
+
+class Compatibility(BaseModel):
+    """What was proven of a version and the one before it; False where it could not be decided.
+
+    ``backward``: whatever is valid under the version before is valid under this one. ``forward``: the other way round.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backward: bool
+    forward: bool
+
+
+class SchemaVersionPublished(Event, type="replank.schema.version.published.v1", topic=TOPIC):
+    """A version of a schema or document is in the vault and is its current one. The key is ``schema_id``.
+
+    ``sha256`` and ``size`` (in bytes) are those of the content as it was sent. ``field_count`` is a lower bound for
+    documents with very many fields. ``previous`` is the version that was current until now: none for the first.
+    ``compatibility`` is none where there is nothing to compare, or the two are no schemas.
+    """
+
+    mode: VaultMode
+    schema_id: UUID
+    name: SchemaName
+    version: Annotated[int, Field(ge=1)]
+    previous: Annotated[int, Field(ge=1)] | None = None
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+    kind: Literal["schema", "document"]
+    field_count: Annotated[int, Field(ge=0)]
+    owner: Actor
+    compatibility: Compatibility | None = None
+    published_by: Actor
+    published_at: Instant
+
+
+class SchemaOwnerChanged(Event, type="replank.schema.owner.changed.v1", topic=TOPIC):
+    """A schema has another owner: who may publish versions of it, change, delete and restore it."""
+
+    mode: VaultMode
+    schema_id: UUID
+    name: SchemaName
+    owner: Actor
+    previous_owner: Actor
+    changed_by: Actor
+    changed_at: Instant
+
+
+class SchemaDeleted(Event, type="replank.schema.deleted.v1", topic=TOPIC):
+    """A schema is deleted, and can be restored: its versions are kept, and its owner stays its owner."""
+
+    mode: VaultMode
+    schema_id: UUID
+    name: SchemaName
+    version: Annotated[int, Field(ge=1)]
+    deleted_by: Actor
+    deleted_at: Instant
+
+
+class SchemaRestored(Event, type="replank.schema.restored.v1", topic=TOPIC):
+    """A deleted schema is back, with ``version`` as its current version. Its name may be another than it was."""
+
+    mode: VaultMode
+    schema_id: UUID
+    name: SchemaName
+    version: Annotated[int, Field(ge=1)]
+    restored_by: Actor
+    restored_at: Instant
+
+
+class SchemaInconsistencyDetected(Event, type="replank.schema.inconsistency.detected.v1", topic=TOPIC):
+    """What the vault's tables say and what its object store holds do not agree. Said once a finding.
+
+    Not about one schema: a content may be that of many schemas, or of none. So the key is ``finding_id``, and the
+    subject ``vault:<mode>``. ``schemas`` names up to 100 of the schemas that lose something by it, and ``affected``
+    counts them all. ``sha256`` is that of the content, where the finding is about one.
+    """
+
+    mode: VaultMode
+    finding_id: UUID
+    kind: Slug
+    sha256: Sha256 | None = None
+    schemas: Annotated[tuple[UUID, ...], Field(max_length=MOST_AFFECTED)] = ()
+    affected: Annotated[int, Field(ge=0)] = 0
+    detail: Explanation
+    found_at: Instant

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final
@@ -24,6 +25,7 @@ from replank.http.problems import Problem, ProblemKind, openapi_responses, probl
 from replank.telemetry.registry import render_metrics
 
 _NO_KINDS: Final[Mapping[type[Exception], ProblemKind]] = {}
+_NOTHING_STREAMED: Final[Mapping[re.Pattern[str], int]] = {}
 
 
 def create_app(
@@ -36,6 +38,7 @@ def create_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Any]] | None = None,
     problems: Mapping[type[Exception], ProblemKind] = _NO_KINDS,
     max_body: int = 1024 * 1024,
+    streamed: Mapping[re.Pattern[str], int] = _NOTHING_STREAMED,
     metrics_open: bool = True,
     authz: AuthzClient | None = None,
 ) -> FastAPI:
@@ -43,8 +46,9 @@ def create_app(
 
     Every other request needs a bearer token that ``authenticator`` accepts, an unknown path included. Every error is a
     problem document; ``problems`` says how a service's own errors are answered. Request bodies are JSON of at most
-    ``max_body`` bytes. The OpenAPI document is at ``/openapi.json``. ``authz`` is what `replank.authz.routes.require`
-    asks; opening and closing it is the lifespan's business.
+    ``max_body`` bytes; ``streamed`` has the paths of routes that stream theirs, with how large those may be. The
+    OpenAPI document is at ``/openapi.json``. ``authz`` is what `replank.authz.routes.require` asks; opening and closing
+    it is the lifespan's business.
 
     A span is made for every request but those of probes; its trace id is in the header ``x-trace-id`` of every answer.
     """
@@ -70,7 +74,7 @@ def create_app(
         exception_handlers={HTTPException: http_error, RequestValidationError: http_error},
         middleware=[
             Middleware(Finish, kinds=problems, quiet=probes),
-            Middleware(Guard, max_body=max_body),
+            Middleware(Guard, max_body=max_body, streamed=streamed),
             Middleware(Authenticate, authenticator=authenticator, public=public),
         ],
         routes=[

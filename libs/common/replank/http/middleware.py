@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Mapping
 from typing import Final
@@ -96,11 +97,15 @@ class Finish:
 
 
 class Guard:
-    """Refuses bodies that are too large or not JSON, and NUL in the address, before anything reads them."""
+    """Refuses bodies that are too large or not JSON, and NUL in the address, before anything reads them.
 
-    def __init__(self, app: ASGIApp, *, max_body: int) -> None:
+    ``streamed`` says of a path how large a body may be there, where a route does not hold it as a whole.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_body: int, streamed: Mapping[re.Pattern[str], int]) -> None:
         self._app = app
         self._max_body = max_body
+        self._streamed = streamed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -110,30 +115,39 @@ class Guard:
             raise Problem(400, "bad-request", "the address contains a NUL character")
         headers = Headers(scope=scope)
         length = int(headers.get("content-length", "0"))
-        if length > self._max_body:
-            raise self._too_large()
+        most = self._most(scope)
+        if length > most:
+            raise _too_large(most)
         if length or "transfer-encoding" in headers:
             _check_media_type(headers)
-        await self._app(scope, self._counting(receive), send)
+        await self._app(scope, _counting(receive, most), send)
 
-    def _counting(self, receive: Receive) -> Receive:
-        # A chunked body does not say how long it is.
-        received = 0
+    def _most(self, scope: Scope) -> int:
+        for path, most in self._streamed.items():
+            if path.fullmatch(scope["path"]):
+                return most
+        return self._max_body
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._max_body:
-                    # FastAPI turns any other exception in the middle of a body into its own 400.
-                    raise HTTPException(413, detail=self._too_large().message)
-            return message
 
-        return counted
+def _counting(receive: Receive, most: int) -> Receive:
+    # A chunked body does not say how long it is.
+    received = 0
 
-    def _too_large(self) -> Problem:
-        return Problem(413, "body-too-large", f"the body is larger than {self._max_body} bytes", title="Body too large")
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        if message["type"] == "http.request":
+            received += len(message.get("body", b""))
+            if received > most:
+                # FastAPI turns any other exception in the middle of a body into its own 400.
+                raise HTTPException(413, detail=_too_large(most).message)
+        return message
+
+    return counted
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(413, "body-too-large", f"the body is larger than {most} bytes", title="Body too large")
 
 
 class Authenticate:

@@ -22,23 +22,28 @@ class RequestModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _storable(cls, data: Any) -> Any:
-        queue = [data]
-        while queue:
-            match queue.pop():
-                case str() as text if "\x00" in text or not _encodable(text):
-                    raise ValueError("contains a character that cannot be stored (NUL or half a surrogate pair)")
-                case float() as number if not math.isfinite(number):
-                    raise ValueError("contains a number that JSON does not have (NaN or an infinity)")
-                case int() as number if not -_BIGINT <= number < _BIGINT:
-                    raise ValueError("contains an integer of more than 64 bits")
-                case dict() as members:
-                    queue.extend(members)
-                    queue.extend(members.values())
-                case list() as items:
-                    queue.extend(items)
-                case _:
-                    pass
+        require_storable(data)
         return data
+
+
+def require_storable(data: Any) -> None:
+    """Raise `ValueError` for a value with something in it, at any depth, that Postgres or JSON cannot carry."""
+    queue = [data]
+    while queue:
+        match queue.pop():
+            case str() as text if "\x00" in text or not _encodable(text):
+                raise ValueError("contains a character that cannot be stored (NUL or half a surrogate pair)")
+            case float() as number if not math.isfinite(number):
+                raise ValueError("contains a number that JSON does not have (NaN or an infinity)")
+            case int() as number if not -_BIGINT <= number < _BIGINT:
+                raise ValueError("contains an integer of more than 64 bits")
+            case dict() as members:
+                queue.extend(members)
+                queue.extend(members.values())
+            case list() as items:
+                queue.extend(items)
+            case _:
+                pass
 
 
 def _encodable(text: str) -> bool:

@@ -205,7 +205,7 @@ def _http(error: HTTPException) -> Problem:
 
 
 def _invalid(errors: Sequence[Any]) -> Problem:
-    if any(fault["type"] == "json_invalid" for fault in errors):
+    if any(fault["type"] == "json_invalid" and fault["loc"][0] == "body" for fault in errors):
         return Problem(400, "malformed-json", "the body is not valid JSON", title="Malformed JSON")
     faults = [
         {

@@ -32,6 +32,7 @@ from faststream.kafka import KafkaBroker
 from uuid_utils.compat import uuid7
 
 from replank.connection import POSTGRES_ERRORS, Connection
+from replank.contracts import declarations
 from replank.errors import ConfigurationError, DependencyUnavailable, ReplankError
 from replank.events import Event
 from replank.inbox import store, topics, tracing
@@ -42,6 +43,7 @@ from replank.inbox.outcome import Outcome, is_transient
 from replank.inbox.processing import Handler
 from replank.inbox.settings import InboxSettings
 from replank.inbox.subscription import Subscription, cancel
+from replank.inbox.usage import Usage
 from replank.telemetry import metrics
 
 _log: Final = logging.getLogger(__name__)
@@ -146,13 +148,14 @@ class Inbox:
     def __init__(
         self, broker: KafkaBroker, pool: asyncpg.Pool, *, consumer: str, settings: InboxSettings | None = None
     ) -> None:
-        if not consumer or consumer != consumer.strip():
+        if not consumer or consumer != consumer.strip() or len(consumer) > declarations.LONGEST_CONSUMER:
             raise ConfigurationError(f"{consumer!r} is no name for a consumer", fix="name it after its service")
         self.consumer = consumer
         self.settings = settings or InboxSettings()
         self._broker = broker
         self._pool = pool
         self._subscriptions: dict[str, Subscription] = {}
+        self._usage = Usage(consumer)
         self._instance = uuid7()
         self._keeper: asyncio.Task[None] | None = None
         self._started = asyncio.Event()
@@ -190,6 +193,7 @@ class Inbox:
             ordered=ordered,
             limit=limit or DlqLimit(),
             settings=self.settings,
+            usage=self._usage,
         )
         self._subscriptions[name] = subscription
         return BatchTopic(subscription) if batch else Topic(subscription)
@@ -240,9 +244,12 @@ class Inbox:
         if self._started.is_set():
             self._started.clear()
             try:
-                async with self._pool.acquire() as conn:
-                    await store.sign_off(conn, self.consumer, self._instance)
-            except POSTGRES_ERRORS as error:
+                with tracing.quiet():
+                    async with self._pool.acquire() as conn:
+                        await store.sign_off(conn, self.consumer, self._instance)
+                        if self.settings.usage_interval is not None:
+                            await self._usage.tell(conn)
+            except (*POSTGRES_ERRORS, ReplankError) as error:
                 _log.info("consumer could not sign off", extra={"consumer": self.consumer, "error": repr(error)})
         # Stopping the broker would stop what else reads through it: another inbox, a plain FastStream subscriber.
         if self._owns_broker and not any(subscriber.running for subscriber in self._broker.subscribers):
@@ -281,9 +288,11 @@ class Inbox:
             if not is_transient(error):
                 raise
             raise DependencyUnavailable("postgres", f"Postgres does not answer: {type(error).__name__}") from error
-        # Without its topic, the first dead letter would stop the relay of this database's outbox.
-        dead_letters = [f"{name}.dlq" for name in names] if self.settings.dead_letter_topic else []
-        await topics.ensure(self._broker, [*names, *dead_letters], create=self.settings.create_topics)
+        # Without its topic, the first of what it writes would stop the relay of this database's outbox.
+        written = [f"{name}.dlq" for name in names] if self.settings.dead_letter_topic else []
+        if self.settings.usage_interval is not None:
+            written.append(declarations.TOPIC)
+        await topics.ensure(self._broker, [*names, *written], create=self.settings.create_topics)
         await topics.require_shorter_retention(self._broker, names, self.settings.retention)
         try:
             await self._broker.connect()
@@ -313,6 +322,8 @@ class Inbox:
             group.create_task(self._every(self.settings.heartbeat, self._look_after))
             group.create_task(self._every(self.settings.maintenance_interval, self._maintain))
             group.create_task(self._every(self.settings.redrive_interval, self._redrive))
+            if self.settings.usage_interval is not None:
+                group.create_task(self._every(self.settings.usage_interval, self._tell_usage))
 
     async def _every(self, interval: timedelta, duty: Callable[[], Awaitable[None]]) -> None:
         """Do a duty again and again. Its failure is logged once until it succeeds, and never ends the consumer."""
@@ -360,6 +371,11 @@ class Inbox:
             changes = await store.maintain(conn, self.settings.retention, self.settings.partition_days_ahead)
         for change, partition in changes:
             _log.info(f"inbox partition {change}", extra={"partition": partition})
+
+    async def _tell_usage(self) -> None:
+        """Tell which contracts this process used since it last did."""
+        async with self._pool.acquire() as conn:
+            await self._usage.tell(conn)
 
     async def _redrive(self) -> None:
         """Handle the dead letters again that somebody asked for, one transaction each, until there are none left."""

@@ -21,6 +21,7 @@ from replank.inbox.envelope import Envelope
 from replank.inbox.outcome import Dead, Done, Outcome, Reason, Retry, is_transient
 from replank.inbox.settings import InboxSettings
 from replank.inbox.store import Death
+from replank.inbox.usage import Usage
 from replank.telemetry import metrics
 
 
@@ -102,6 +103,7 @@ class Processor:
         ordered: bool,
         settings: InboxSettings,
         handlers: Mapping[str, tuple[type[Event], Handler]],
+        usage: Usage,
     ) -> None:
         self.consumer = consumer
         self.group = group
@@ -111,6 +113,7 @@ class Processor:
         """Keys that were parked when last looked at: a hint that spares batches a rollback, never a decision."""
         self._settings = settings
         self._handlers = handlers
+        self._usage = usage
 
     def prepare(self, envelope: Envelope) -> Work | Failed | None:
         """What there is to do about a record: work, a reason why it cannot be done, or nothing (no handler for it)."""
@@ -260,6 +263,7 @@ class Processor:
                 case Failed(death):
                     await store.redrive_died(conn, self.consumer, letter, death)
                 case _:
+                    self._usage.count(letter.event.type)
                     await store.redriven(conn, letter.seq, attempt)
                     if letter.ordered and letter.event.key is not None:
                         await store.lock_key(conn, self.consumer, self.topic, letter.event.key)
@@ -318,6 +322,8 @@ class Processor:
     def _count(self, types: Mapping[str, int], outcome: str) -> None:
         for type_, count in types.items():
             metrics.INBOX_EVENTS.labels(self.consumer, self.topic, type_, outcome).inc(count)
+            if outcome == "done":
+                self._usage.count(type_, count)
 
 
 def _failure(verdict: Verdict) -> str:

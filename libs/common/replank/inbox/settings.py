@@ -50,6 +50,9 @@ class InboxSettings(BaseModel):
     """How often partitions are made and dropped."""
     redrive_interval: _Positive = timedelta(milliseconds=500)
     """How often the database is asked for dead letters to redrive."""
+    usage_interval: _Positive | None = None
+    """How often to tell, on the topic ``replank.contracts``, events of which contracts were applied since the last time
+    (``None``: never). Goes through the outbox of the same database. Services of ours tell every minute."""
     stop_timeout: _Positive = timedelta(seconds=10)
     """How long a running handler may take to finish when its partition is revoked or the inbox stops."""
 

@@ -44,6 +44,7 @@ from replank.inbox.limit import DlqGauge, DlqLimit
 from replank.inbox.outcome import is_transient
 from replank.inbox.processing import Backoff, Failed, Handler, Processor, Settled, Split, Verdict, Work, backoff_for
 from replank.inbox.settings import InboxSettings
+from replank.inbox.usage import Usage
 from replank.telemetry import metrics
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         ordered: bool,
         limit: DlqLimit,
         settings: InboxSettings,
+        usage: Usage,
     ) -> None:
         self.topic = topic
         self.group = f"{consumer}.{topic}"
@@ -85,6 +87,7 @@ class Subscription(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
             ordered=ordered,
             settings=settings,
             handlers=self.handlers,
+            usage=usage,
         )
         self.settings = settings
         self.slots = asyncio.Semaphore(settings.concurrency)

@@ -118,10 +118,21 @@ class PoolStatus:
 
 
 class Pool:
-    """One named pool, opened at first use. Made by `Pools`."""
+    """One named pool, opened at first use. `Pools` makes the six of a service; more may be made by name.
+
+    Without ``search_path`` names are looked up where the role's own settings say.
+    """
 
     def __init__(
-        self, name: str, dsn: str, settings: PoolSettings, *, service: str, target: Target, read_only: bool
+        self,
+        name: str,
+        dsn: str,
+        settings: PoolSettings,
+        *,
+        service: str,
+        target: Target,
+        read_only: bool,
+        search_path: str | None = None,
     ) -> None:
         self.name = name
         self.target = target
@@ -137,6 +148,7 @@ class Pool:
             "statement_timeout": str(round(settings.statement_timeout * 1000)),
             "idle_in_transaction_session_timeout": str(round(settings.idle_transaction_timeout * 1000)),
             **({"default_transaction_read_only": "on"} if read_only else {}),
+            **({"search_path": search_path} if search_path is not None else {}),
         }
         self._metric_acquire = metrics.POSTGRES_POOL_ACQUIRE.labels(pool=name, target=target)
         # Asked when they are scraped, so that connections taken past us, from the asyncpg pool, count too.

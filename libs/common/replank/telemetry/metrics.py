@@ -460,5 +460,17 @@ MIGRATE_WRITES: Final = Counter(
 )
 
 
+class VaultFinding(NamedTuple):
+    """A mode of the vault, and a kind of inconsistency (docs/reference/vault-consistency.md)."""
+
+    mode: str
+    kind: str
+
+
+VAULT_FINDINGS: Final = Gauge(
+    "replank_vault_open_findings", "What checks found inconsistent and is so still.", labels=VaultFinding
+)
+
+
 if __name__ == "__main__":
     print(as_markdown(), end="")

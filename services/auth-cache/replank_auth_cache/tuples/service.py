@@ -61,12 +61,19 @@ async def change(
     return revision
 
 
+async def ensure(
+    conn: Connection, decisions: Decisions, name: str, wanted: Sequence[RelationTuple], *, by: str
+) -> None:
+    """Write those tuples that are missing, as `change` does. Where none is, every cached decision stays good."""
+    answers = [await store.check(conn, name, item) for item in wanted]
+    missing = [item for item, answer in zip(wanted, answers, strict=True) if answer is None or not answer.allowed]
+    if missing:
+        await change(conn, decisions, name, writes=missing, on_duplicate=OnConflict.IGNORE, by=by)
+
+
 async def bootstrap(
     conn: Connection, decisions: Decisions, stores: Iterable[str], name: str, first: Sequence[RelationTuple]
 ) -> None:
     """Add the stores, and to one of them its first tuples, if they are missing."""
     await store.create_stores(conn, stores)
-    answers = [await store.check(conn, name, item) for item in first]
-    missing = [item for item, answer in zip(first, answers, strict=True) if answer is None or not answer.allowed]
-    if missing:
-        await change(conn, decisions, name, writes=missing, on_duplicate=OnConflict.IGNORE, by="service:auth-cache")
+    await ensure(conn, decisions, name, first, by="service:auth-cache")
