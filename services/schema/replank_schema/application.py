@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from replank.contracts.archiver import PlanArchived
 from replank.contracts.auth_cache import AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
+from replank.contracts.declarations import EventContractDeclared, EventContractUsed
 from replank.contracts.flags import FlagChanged
 from replank.contracts.schema import (
     MigrationConsistentAgain,
@@ -12,7 +16,14 @@ from replank.contracts.schema import (
     MigrationPhaseChanged,
     MigrationPlanned,
     MigrationReady,
+    SchemaDeleted,
+    SchemaInconsistencyDetected,
+    SchemaOwnerChanged,
+    SchemaRestored,
+    SchemaVersionPublished,
+    VaultMode,
 )
+from replank.inbox import Inbox
 from replank.service import Service
 from replank_schema import api
 from replank_schema.migration.comparison_api import comparison_routes
@@ -20,11 +31,18 @@ from replank_schema.migration.conductor import Surroundings
 from replank_schema.migration.databases import Databases
 from replank_schema.migration.supervisor import Supervisor
 from replank_schema.settings import SchemaSettings
-from replank_schema.subscribers import subscribe
+from replank_schema.subscribers import subscribe, subscribe_to_contracts
+from replank_schema.vault import collector, consistency, consistency_routes, isolation_routes, repair, routes, uploads
+from replank_schema.vault.grants import grant
+from replank_schema.vault.jobs import Jobs
+from replank_schema.vault.vault import Vault, open_vault
+
+_OF_CONTRACTS: Final = (EventContractDeclared, EventContractUsed)
 
 
 def compose(settings: SchemaSettings) -> Service:
     """Put the service together. Opens nothing."""
+    vaults = _vaults(settings)
     service = Service(
         settings,
         name="schema",
@@ -37,12 +55,23 @@ def compose(settings: SchemaSettings) -> Service:
             MigrationInconsistent,
             MigrationConsistentAgain,
             FlagChanged,
+            SchemaVersionPublished,
+            SchemaOwnerChanged,
+            SchemaDeleted,
+            SchemaRestored,
+            SchemaInconsistencyDetected,
         ],
-        receives=[AccessGranted, AccessRevoked, BaselineRecorded, PlanArchived],
+        receives=[AccessGranted, AccessRevoked, BaselineRecorded, PlanArchived, *(_OF_CONTRACTS if vaults else ())],
     )
     databases = Databases(settings.databases)
     supervisor = Supervisor(Surroundings(service.pools, databases, settings.kafka, settings.lease_seconds))
-    service.consume(subscribe)
+
+    def subscribe_all(inbox: Inbox) -> None:
+        subscribe(inbox)
+        if vaults:
+            subscribe_to_contracts(inbox, vaults["standard"])
+
+    service.consume(subscribe_all)
     service.route(api.router(service.pools, service.flags, databases, supervisor.wake))
     service.route(
         comparison_routes(
@@ -51,4 +80,43 @@ def compose(settings: SchemaSettings) -> Service:
     )
     if settings.run_migrations:
         service.work("migrations", supervisor.run)
+    if vaults and settings.s3_url:
+        service.before_consuming("vault", lambda: _let_in(service, vaults))
+        service.route(isolation_routes.router(service.pools, settings.vault, s3_url=settings.s3_url))
+    for vault in vaults.values():
+        _add_mode(service, vault)
     return service
+
+
+def _vaults(settings: SchemaSettings) -> dict[VaultMode, Vault]:
+    if settings.s3_url is None:
+        return {}
+    return {
+        mode: open_vault(mode, configured, s3_url=settings.s3_url, limits=settings.vault_limits)
+        for mode, configured in settings.vault.items()
+    }
+
+
+async def _let_in(service: Service, vaults: Mapping[VaultMode, Vault]) -> None:
+    async with service.pools.general_primary.acquire() as conn:
+        await grant(conn, {mode: vault.role for mode, vault in vaults.items()})
+
+
+def _add_mode(service: Service, vault: Vault) -> None:
+    """One mode of the vault. It knows of no other, and what it is given reaches no other."""
+    # Uploads do not wait for checks, which may take long.
+    checks = {consistency.KIND: consistency.handle, repair.KIND: repair.handler()}
+    jobs = Jobs(vault, [{uploads.KIND: uploads.handle}, checks])
+
+    async def check() -> None:
+        await vault.pool.check()
+        await vault.objects.check()
+
+    # Migrations go on without it.
+    service.readiness.add(f"vault {vault.mode}", check, required=False)
+    service.on_close(vault.close)
+    service.route(routes.router(vault, jobs.wake), streamed=routes.streamed_paths(vault))
+    service.route(consistency_routes.router(vault, routes.PREFIXES, jobs.wake))
+    service.work(f"jobs of vault {vault.mode}", jobs.run)
+    service.work(f"findings of vault {vault.mode}", lambda stop: consistency.watch(vault, stop))
+    service.work(f"collector of vault {vault.mode}", lambda stop: collector.run(vault, stop))

@@ -1,4 +1,4 @@
-"""Kafka in: what other services say about a migration's readiness."""
+"""Kafka in: what other services say about a migration's readiness, and about event contracts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,41 @@ from uuid import UUID
 from replank.contracts.archiver import PlanArchived
 from replank.contracts.auth_cache import STORE, AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
+from replank.contracts.declarations import EventContractDeclared, EventContractUsed
 from replank.events import Event
-from replank.inbox import Delivery, Done, Inbox, Outcome
+from replank.inbox import Dead, Delivery, Done, Inbox, Outcome, Retry
 from replank_schema.migration import service
 from replank_schema.migration.model import Item, State
 from replank_schema.migration.service import Settled
+from replank_schema.vault import event_contracts
+from replank_schema.vault.model import BlobBusy, RevisionChanged
+from replank_schema.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
 
 _MIGRATION: Final = "migration:"
+
+
+def subscribe_to_contracts(inbox: Inbox, vault: Vault) -> None:
+    """Register the handlers of what services say about event contracts, which are kept in this mode of the vault."""
+    declarations = inbox.topic(EventContractDeclared.event_topic)
+
+    @declarations.on(EventContractDeclared)
+    async def publish_contract(delivery: Delivery[EventContractDeclared]) -> Outcome:
+        try:
+            # Not in this transaction, which is the service's own, and in which no mode can be reached; but it is
+            # published once, however often that is asked for.
+            await event_contracts.publish(vault, delivery.event)
+        except event_contracts.NotTheContract as error:
+            return Dead(str(error))
+        except (RevisionChanged, BlobBusy):
+            return Retry()
+        return Done()
+
+    @declarations.on(EventContractUsed)
+    async def note_use(delivery: Delivery[EventContractUsed]) -> Outcome:
+        await event_contracts.note_use(delivery.conn, delivery.event)
+        return Done()
 
 
 def subscribe(inbox: Inbox) -> None:
