@@ -122,6 +122,7 @@ class Service:
         self._routers: list[APIRouter] = []
         self._streamed: dict[re.Pattern[str], int] = {}
         self._works: list[tuple[str, Callable[[asyncio.Event], Awaitable[None]]]] = []
+        self._prepared = asyncio.Event()
         self.steps: list[tuple[str, Callable[[], Awaitable[None]]]] = []
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._waiting: dict[str, str] = {}
@@ -131,7 +132,7 @@ class Service:
         self._subscribe = subscribe
 
     def before_consuming(self, name: str, step: Callable[[], Awaitable[None]]) -> None:
-        """Something that must have succeeded once, with Postgres there, before events are consumed (see ``steps``)."""
+        """Something that must have succeeded once, with Postgres there, before events are consumed and work begins."""
         self.steps.append((name, step))
 
     def work(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -241,9 +242,10 @@ class Service:
 
     async def _consume(self) -> None:
         await self._until_done("inbox", self._require_migrated)
-        await self._until_done("inbox", self._ensure_topics)
         for name, step in self.steps:
             await self._until_done(name, step)
+        self._prepared.set()
+        await self._until_done("inbox", self._ensure_topics)
         inbox = await self._until_done("inbox", self._make_inbox)
         await self._until_done("inbox", inbox.start)
         self._inbox = inbox
@@ -254,6 +256,14 @@ class Service:
 
     async def _work(self, name: str, run: Callable[[asyncio.Event], Awaitable[None]], done: asyncio.Event) -> None:
         await self._until_done(name, self._require_migrated)
+        waits = [asyncio.create_task(event.wait()) for event in (self._prepared, done)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._prepared.is_set():
+            return
         await self._until_done(name, lambda: run(done))
 
     async def _declare(self) -> None:
