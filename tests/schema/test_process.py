@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import httpx
 import pytest
+import pytest_asyncio
 
-from replank.testing import eventually
+from replank.testing import eventually, servers
 from replank.testing.processes import Process
 from replank.testing.services import Issuer, basics
 
 # Starting Python with all of a service's libraries takes seconds where many tests share a machine.
 PATIENCE = 60.0
+
+
+@pytest_asyncio.fixture
+async def postgres_dsn(postgres_server: str) -> AsyncIterator[str]:
+    """The DSN of a database in which there is nothing yet."""
+    async with servers.database(postgres_server) as dsn:
+        yield dsn
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from replank.connection import Connection
 from replank.contracts.schema import VaultMode
 from replank.errors import ConfigurationError
 from replank.testing.plugin import RoleFactory
-from replank.testing.services import migrate_completely
 from replank_schema.vault import grants
 from replank_schema.vault.model import MODES
 from replank_schema.vault.settings import role_of
@@ -84,23 +83,6 @@ async def test_each_role_may_write_its_own_tables_and_append_events_and_nothing_
                 await as_role.execute("create table public.mine (id int)")
         finally:
             await as_role.close()
-
-
-async def test_the_owner_needs_no_superuser(postgres_dsn: str, pool: asyncpg.Pool, postgres_role: RoleFactory) -> None:
-    owner_dsn, standard, pro = [await postgres_role() for _ in range(3)]
-    owner, database = role_of_dsn(owner_dsn), postgres_dsn.rpartition("/")[2]
-    await pool.execute(f'alter database "{database}" owner to "{owner}"; create extension if not exists pg_trgm')
-    try:
-        await migrate_completely(owner_dsn, "replank_schema")
-        conn = await asyncpg.connect(owner_dsn)
-        try:
-            roles: Roles = {"standard": role_of_dsn(standard), "pro": role_of_dsn(pro)}
-            await grants.grant(conn, roles)
-            assert await rights(conn) == await expected(conn, roles)
-        finally:
-            await conn.close()
-    finally:
-        await pool.execute(f'reassign owned by "{owner}" to current_user')
 
 
 async def test_nothing_is_changed_where_everything_is_right(conn: Connection, roles: Roles) -> None:

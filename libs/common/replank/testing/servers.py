@@ -52,11 +52,15 @@ def fresh_name() -> str:
 
 
 @asynccontextmanager
-async def database(server_dsn: str) -> AsyncIterator[str]:
-    """The DSN of a new, empty database, dropped afterwards with whatever is still connected to it."""
+async def database(server_dsn: str, *, like: str | None = None) -> AsyncIterator[str]:
+    """The DSN of a new database, dropped afterwards with whatever is still connected to it.
+
+    It is empty, or a copy of the database with the DSN ``like``, to which nobody may be connected meanwhile.
+    """
     name = fresh_name()
     # template0: nobody can be connected to it, so tests that start at the same time do not refuse each other.
-    await _execute(server_dsn, f'create database "{name}" template template0')
+    template = urlsplit(like).path.lstrip("/") if like is not None else "template0"
+    await _execute(server_dsn, f'create database "{name}" template "{template}"')
     try:
         yield urlunsplit(urlsplit(server_dsn)._replace(path=f"/{name}"))
     finally:

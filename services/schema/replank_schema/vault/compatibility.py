@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, Final, Literal
 
 from replank_schema.vault.dialect import (
@@ -32,7 +32,7 @@ from replank_schema.vault.dialect import (
     type_set,
     without,
 )
-from replank_schema.vault.difference import equal, pointer
+from replank_schema.vault.difference import equal, identity, pointer
 
 Direction = Literal["backward", "forward"]
 
@@ -188,7 +188,7 @@ class _Proof:
         return self.refuse(path, self._first_reasons.get(key, "recursion without a way down is not decided"))
 
     def _show(self, key: object, wide: dict[str, Any], narrow: Conjunction, path: str, depth: int) -> bool:
-        self._work(narrow)
+        self.work(1 + len(narrow))
         if self._nesting >= _DEPTH_LIMIT:
             return self.refuse(path, "it is nested too deep to be decided")
         told, shown_before = len(self._against), len(self._order)
@@ -212,13 +212,14 @@ class _Proof:
             self._first_reasons[key] = self._against[told][1]
         return False
 
-    def _work(self, narrow: Conjunction) -> None:
-        self._steps += 1 + len(narrow)
+    def work(self, steps: int) -> None:
+        """Count what is done, so that no schema takes more than a second or so."""
+        self._steps += steps
         if self._steps > _STEPS_LIMIT:
             raise _TooMuchWork
 
     def _holds(self, goal: _Goal) -> bool:
-        self._work(goal.narrow)
+        self.work(1 + len(goal.narrow))
         types = self.narrow.types(goal.narrow)
         if not types & _CONCERNS.get(goal.keyword, types):
             return True
@@ -295,6 +296,7 @@ class _Proof:
         """Whether the two say the same, word for word, also where they refer to."""
         key = (id(wide), id(narrow))
         if key not in self._same:
+            self.work(1)
             self._same[key] = equal(wide, narrow) and self._refer_to_the_same(wide)
         return self._same[key]
 
@@ -366,11 +368,13 @@ def _type(proof: _Proof, goal: _Goal) -> bool:
 
 
 def _values(proof: _Proof, goal: _Goal) -> bool:
-    allowed = [goal.value] if goal.keyword == "const" else goal.value
     values = proof.narrow.finite(goal.narrow)
     if values is None:
         return proof.refuse(goal.path, "only listed values are allowed")
-    if any(not any(equal(value, each) for each in allowed) for value in values):
+    listed = [goal.value] if goal.keyword == "const" else goal.value
+    proof.work(len(listed) + len(values))
+    allowed = set(map(identity, listed))
+    if any(identity(value) not in allowed for value in values):
         return proof.refuse(goal.path, "a value is not in the list")
     return True
 
@@ -484,24 +488,46 @@ def _require(proof: _Proof, goal: _Goal) -> bool:
     return True
 
 
-@cache
+_LONGEST_NAME: Final = 64
+_LONGEST_PATTERN: Final = 256
+# Python's own escapes and groups, repeated groups, references back: not the same elsewhere, or slow.
+_UNTAMED: Final = re.compile(r"\\[AZaQEGz1-9]|\(\?[^:=!<]|\(\?<[^=!]|\)[*+?{]")
+_MOST_REPETITIONS: Final = 3
+_MOST_ALTERNATIVES: Final = 12
+
+
 def _matches(pattern: str, name: str) -> bool | None:
-    """Whether a name matches a pattern; None: that depends on whose regular expressions they are."""
-    # Python's and ECMAScript's agree on what is left: names in printable ASCII, patterns without Python's own escapes.
-    if not (name.isascii() and name.isprintable()) or re.search(r"\\[AZaQEGz]|\(\?[^:=!<]|\(\?<[^=!]", pattern):
+    """Whether a name matches a pattern; None: that depends on whose regular expressions they are, or may take too long.
+
+    What is left means the same in Python and ECMAScript, for names in printable ASCII, and cannot keep a matcher that
+    backtracks busy for long: patterns come from others.
+    """
+    if len(name) > _LONGEST_NAME or not (name.isascii() and name.isprintable()):
+        return None
+    compiled = _tame(pattern)
+    return None if compiled is None else compiled.search(name) is not None
+
+
+@lru_cache(maxsize=10_000)
+def _tame(pattern: str) -> re.Pattern[str] | None:
+    if len(pattern) > _LONGEST_PATTERN or _UNTAMED.search(pattern) or pattern.count("|") > _MOST_ALTERNATIVES:
+        return None
+    if sum(map(pattern.count, "*+?{")) > _MOST_REPETITIONS:
         return None
     try:
-        return re.search(pattern, name) is not None
+        return re.compile(pattern)
     except (re.error, OverflowError, RecursionError):
         return None
 
 
-def _member(conjunction: Conjunction, name: str) -> tuple[Schema, ...]:
+def _member(proof: _Proof, conjunction: Conjunction, name: str) -> tuple[Schema, ...]:
     """What ``conjunction`` says of the member ``name``."""
     said: list[Schema] = []
     for part in conjunction:
         declared = part.get("properties", {})
-        matched = [(_matches(pattern, name), schema) for pattern, schema in part.get("patternProperties", {}).items()]
+        patterns = part.get("patternProperties", {})
+        proof.work(len(patterns))
+        matched = [(_matches(pattern, name), schema) for pattern, schema in patterns.items()]
         said.extend(schema for does_match, schema in matched if does_match)
         if name in declared:
             said.append(declared[name])
@@ -518,7 +544,7 @@ def _declared(goal: _Goal) -> list[str]:
 def _properties(proof: _Proof, goal: _Goal) -> bool:
     shown = True
     for name, schema in goal.value.items():
-        said = _member(goal.narrow, name)
+        said = _member(proof, goal.narrow, name)
         shown = proof.accepts(schema, said, pointer(goal.path, name), goal.depth + 1) and shown
     return shown
 
@@ -528,8 +554,9 @@ def _pattern_properties(proof: _Proof, goal: _Goal) -> bool:
     for pattern, schema in goal.value.items():
         path = pointer(goal.path, pattern)
         for name in _declared(goal):
+            proof.work(1)
             if _matches(pattern, name) is not False:
-                shown = proof.accepts(schema, _member(goal.narrow, name), path, goal.depth + 1) and shown
+                shown = proof.accepts(schema, _member(proof, goal.narrow, name), path, goal.depth + 1) and shown
         said: list[Schema] = []
         for part in goal.narrow:
             patterns = part.get("patternProperties", {})
@@ -545,8 +572,9 @@ def _additional_properties(proof: _Proof, goal: _Goal) -> bool:
     shown = True
     own, own_patterns = goal.wide.get("properties", {}), goal.wide.get("patternProperties", {})
     for name in _declared(goal):
+        proof.work(1 + len(own_patterns))
         if name not in own and not any(_matches(pattern, name) for pattern in own_patterns):
-            said = _member(goal.narrow, name)
+            said = _member(proof, goal.narrow, name)
             shown = proof.accepts(goal.value, said, goal.path, goal.depth + 1) and shown
     # Members with other names: those that match a pattern, and those that match none.
     patterns = {pattern for patterns in goal.given("patternProperties") for pattern in patterns}
@@ -571,7 +599,7 @@ def _dependencies(proof: _Proof, goal: _Goal) -> bool:
     shown = True
     for name, needed in goal.value.items():
         path = pointer(goal.path, name)
-        if False in _member(goal.narrow, name):
+        if False in _member(proof, goal.narrow, name):
             continue
         others = [each[name] for each in goal.given(goal.keyword) if name in each]
         if isinstance(needed, list):
@@ -631,7 +659,7 @@ def _one_of(proof: _Proof, goal: _Goal) -> bool:
         if len(branches) == len(goal.value) and _are_same_branches(proof, goal.value, branches):
             return True
     alternatives = [branch for branch in goal.value if branch is not False]
-    if not _are_apart(proof.wide, alternatives):
+    if not _are_apart(proof, alternatives):
         return proof.refuse(goal.path, "whether exactly one branch accepts what may come is not decided")
     return _any_of(proof, goal)
 
@@ -646,28 +674,32 @@ def _are_same_branches(proof: _Proof, wides: Sequence[Schema], narrows: Sequence
     return True
 
 
-def _are_apart(document: Document, schemas: Sequence[Schema]) -> bool:
+def _are_apart(proof: _Proof, schemas: Sequence[Schema]) -> bool:
     """Whether nothing is valid under two of ``schemas``, as their types, or a member that both require, show."""
+    document = proof.wide
     conjunctions = [parts for schema in schemas if (parts := document.conjunction([schema])) is not None]
-    return all(
-        not document.types(one) & document.types(other) or _differ_in_a_member(document, one, other)
-        for index, one in enumerate(conjunctions)
-        for other in conjunctions[:index]
-    )
+    for index, one in enumerate(conjunctions):
+        proof.work(index)
+        for other in conjunctions[:index]:
+            if document.types(one) & document.types(other) and not _differ_in_a_member(proof, one, other):
+                return False
+    return True
 
 
-def _differ_in_a_member(document: Document, one: Conjunction, other: Conjunction) -> bool:
+def _differ_in_a_member(proof: _Proof, one: Conjunction, other: Conjunction) -> bool:
+    document = proof.wide
     if document.types(one) & document.types(other) != _OBJECTS:
         return False
     required = [{name for part in parts for name in part.get("required", ())} for parts in (one, other)]
     for name in sorted(required[0] & required[1]):
-        members = document.conjunction(_member(one, name)), document.conjunction(_member(other, name))
+        members = document.conjunction(_member(proof, one, name)), document.conjunction(_member(proof, other, name))
         if members[0] is None or members[1] is None:
             return True
         if not document.types(members[0]) & document.types(members[1]):
             return True
-        values = document.finite(members[0]), document.finite(members[1])
-        if None not in values and not any(equal(value, each) for value in values[0] or () for each in values[1] or ()):
+        one_values, other_values = document.finite(members[0]), document.finite(members[1])
+        listed = one_values is not None and other_values is not None
+        if listed and set(map(identity, one_values or ())).isdisjoint(map(identity, other_values or ())):
             return True
     return False
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import unquote, urldefrag, urljoin
 
-from replank_schema.vault.difference import equal
+from replank_schema.vault.difference import identity
 
 Schema = bool | dict[str, Any]
 Conjunction = tuple[dict[str, Any], ...]
@@ -144,6 +144,7 @@ class Document:
         self._targets: dict[str, Schema | None] = {}
         self._owns: dict[int, dict[str, Any]] = {}
         self._types: dict[int, frozenset[str]] = {}
+        self._finite: dict[tuple[int, ...], Sequence[Any] | None] = {}
         self._kept: list[Any] = []  # so that the identities above stay those of what they were taken of
         self.root = self.bare(root)
 
@@ -301,18 +302,24 @@ class Document:
 
     def finite(self, conjunction: Conjunction) -> Sequence[Any] | None:
         """All instances that may be valid, where they can be counted; else None."""
+        key = tuple(map(id, conjunction))
+        if key not in self._finite:
+            self._kept.append(conjunction)
+            self._finite[key] = self._find_finite(conjunction)
+        return self._finite[key]
+
+    def _find_finite(self, conjunction: Conjunction) -> Sequence[Any] | None:
         types = self.types(conjunction)
-        listed = [[part["const"]] for part in conjunction if "const" in part]
-        listed += [part["enum"] for part in conjunction if "enum" in part]
-        if not listed:
-            values: list[Any] = [None, True, False] if types <= {"null", "boolean"} else []
-            return [value for value in values if self.types_of(value) & types] if values else None
-        first, *others = sorted(listed, key=len)
-        return [
-            value
-            for value in first
-            if self.types_of(value) & types and all(any(equal(value, each) for each in other) for other in others)
-        ]
+        listed = [{identity(part["const"]): part["const"]} for part in conjunction if "const" in part]
+        listed += [{identity(value): value for value in part["enum"]} for part in conjunction if "enum" in part]
+        if listed:
+            first, *others = sorted(listed, key=len)
+            values = [value for key, value in first.items() if all(key in other for other in others)]
+        elif types <= {"null", "boolean"}:
+            values = [None, True, False]
+        else:
+            return None
+        return [value for value in values if self.types_of(value) & types]
 
 
 def type_set(names: str | list[str]) -> frozenset[str]:

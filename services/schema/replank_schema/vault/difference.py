@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +43,19 @@ def equal(one: Any, other: Any) -> bool:
     """Whether two values are the same JSON: unlike in Python, a boolean is no number."""
     # Python's comparison is quick to say that values differ, and wrong only about booleans.
     return one == other and next(_changes(one, other), None) is None
+
+
+def identity(value: Any) -> Hashable:
+    """What two values have in common exactly if they are the same JSON."""
+    match value:
+        case bool():
+            return (bool, value)
+        case list():
+            return (list, tuple(map(identity, value)))
+        case dict():
+            return (dict, frozenset((name, identity(member)) for name, member in value.items()))
+        case _:
+            return value  # type: ignore[no-any-return] # a text, a number or null
 
 
 def pointer(path: str, member: str | int) -> str:
