@@ -10,7 +10,7 @@ BIN := .venv/bin
 LOCAL := $(BIN)/python -m replank_local
 PACKAGES := libs/common libs/cli deploy/local $(wildcard services/* examples/*)
 CODE := $(PACKAGES) $(wildcard bench) tests
-BENCHES := outbox migrate
+BENCHES := outbox migrate vault
 # What pytest is given: make test T="tests/common/outbox -k lease"
 T ?=
 # How many processes share all the tests; most of a test's time is waiting.

@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from urllib.parse import urlsplit
 
 import asyncpg
 
 from replank.testing import servers
 from replank.testing.wait import eventually
+
+RESETS: Final = ("SELECT pg_advisory_unlock_all()", "CLOSE ALL", "UNLISTEN *", "RESET ALL")
+"""What asyncpg sends when a connection is given back to its pool."""
 
 
 class CountersLost(RuntimeError):
@@ -93,6 +97,12 @@ class Server:
         statements, statement_wal, server_wal, forgotten, reset_at = row
         return Counters(statements, statement_wal, server_wal, epoch=(forgotten, reset_at))
 
+    async def resets(self, dsn: str) -> int:
+        """How many of the statements in the database behind ``dsn`` were no caller's, but asyncpg's own: a pool resets
+        each connection that it gets back, by `RESETS` statements in one round trip."""
+        count: int = await self._observer.fetchval(_RESETS, _name(dsn), list(RESETS))
+        return count
+
 
 @asynccontextmanager
 async def server(dsn: str) -> AsyncIterator[Server]:
@@ -133,6 +143,12 @@ select (select coalesce(sum(s.calls), 0)::bigint from pg_stat_statements(false) 
   from pg_database d
  cross join pg_stat_statements_info i
  where d.datname = $1
+"""
+
+_RESETS = """
+select coalesce(sum(s.calls), 0)::bigint
+  from pg_stat_statements s join pg_database d on d.oid = s.dbid
+ where d.datname = $1 and rtrim(s.query, ';') = any($2)
 """
 
 _FORGET_DROPPED = """

@@ -57,6 +57,7 @@ class Child:
         self._ready = asyncio.Event()
         self.ready_at = math.inf
         """When the ready line came, on the monotonic clock."""
+        self.ready_line = ""
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -66,6 +67,7 @@ class Child:
             self._tail.append(line)
             if self._command.ready in line and not self._ready.is_set():
                 self.ready_at = time.monotonic()
+                self.ready_line = line
                 self._ready.set()
 
     async def ready(self, timeout_s: float) -> None:
@@ -78,6 +80,11 @@ class Child:
                 wait.cancel()
         if not self._ready.is_set():
             raise await self._failure(f"was not ready within {timeout_s:g} s")
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
 
     @property
     def last_line(self) -> str:

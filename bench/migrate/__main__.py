@@ -19,11 +19,11 @@ from bench.migrate.flags import change
 from bench.migrate.lag import Lag, lag
 from bench.migrate.questions import Answered
 from bench.migrate.shop import Shop, installed, seeded
-from bench.migrate.waits import Waits
 from bench.migrate.writing import SHAPES, Written, write
 from bench.postgres import Server
 from bench.report import Report
 from bench.runs import Runs
+from bench.waits import Waits
 from replank.testing.servers import setting
 from replank_storefront.generate import Sizes
 

@@ -8,11 +8,11 @@ import time
 from typing import Final
 
 from bench.migrate.shop import connected
-from bench.migrate.waits import Waits
 from bench.outbox.subjects import Target, subject
 from bench.postgres import Server
 from bench.procs import Child, module, running
 from bench.runs import in_time
+from bench.waits import Waits
 from replank import flags, outbox
 from replank.contracts.flags import TOPIC
 from replank.flags.store import delete_flag, set_flag

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.migrate.shop import Move, Shop, installed
-from bench.migrate.waits import Waits
 from bench.postgres import Server
 from bench.procs import module, running
 from bench.runs import Void
+from bench.waits import Waits
 from replank.migrate import topics
 from replank.migrate.backfill import Backfill
 from replank.migrate.comparison import Comparison, Findings

@@ -142,6 +142,8 @@ _FIRST_TUPLES: Final = [
         for vault in VAULTS
         for relation in ("view", "publish", "admin")
     ),
+    # It fetches what the vault gives away.
+    *({"user": "service:archiver", "relation": "view", "object": f"vault:{vault.mode}"} for vault in VAULTS),
 ]
 
 
@@ -181,6 +183,8 @@ def environment(service: Service, endpoints: Endpoints, secrets: Secrets) -> dic
         movable = {name: endpoints.postgres(role=STOREFRONT.role, database=made) for name, made in MOVABLE.items()}
         settings["DATABASES"] = json.dumps(movable)
         settings["VAULT"] = json.dumps({vault.mode: _vault(vault, service, endpoints, secrets) for vault in VAULTS})
+    if service.name == "archiver":
+        settings["SCHEMA_URL"] = endpoints.http("schema")
     if service.name == "auth-cache":
         # Nobody may do anything before somebody may: the administrator of this stack is the first.
         settings["BOOTSTRAP_TUPLES"] = json.dumps(_FIRST_TUPLES)

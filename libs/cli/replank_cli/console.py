@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from rich.console import Console, RenderableType
@@ -41,3 +42,8 @@ def print_whole(drawn: RenderableType, console: Console = output) -> None:
     """Something drawn, never cut off: a pipe or a file has no width, so each line of it is one line there."""
     wide = console if console.is_terminal else Console(file=console.file, width=_NO_WIDTH)
     wide.print(drawn)
+
+
+def moment(at: datetime | None) -> str:
+    """A moment in the reader's own time zone, to the second."""
+    return at.astimezone().isoformat(sep=" ", timespec="seconds") if at is not None else ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from replank.contracts.archiver import PlanArchived
-from replank.contracts.schema import MigrationPlanned
+from replank.contracts.archiver import PlanArchived, SchemasArchived
+from replank.contracts.schema import MigrationPlanned, SchemaArchiveOldRequested
 from replank.objects import ObjectStore, ObjectStoreSettings
 from replank.service import Service
 from replank_archiver import api
+from replank_archiver.schemas.exports import Exports
 from replank_archiver.settings import ArchiverSettings
 from replank_archiver.subscribers import subscribe
 
@@ -17,8 +18,8 @@ def compose(settings: ArchiverSettings) -> Service:
         settings,
         name="archiver",
         package="replank_archiver",
-        sends=[PlanArchived],
-        receives=[MigrationPlanned],
+        sends=[PlanArchived, SchemasArchived],
+        receives=[MigrationPlanned, SchemaArchiveOldRequested],
     )
     objects = ObjectStore(object_store(settings))
 
@@ -28,7 +29,10 @@ def compose(settings: ArchiverSettings) -> Service:
     service.readiness.add("object store", objects.check)
     service.on_close(close_objects)
     service.before_consuming("object store", objects.ensure_bucket)
-    service.consume(lambda inbox: subscribe(inbox, objects))
+    exports = Exports(settings.schema_url, settings.service_token_file) if settings.schema_url else None
+    if exports is not None:
+        service.on_close(exports.close)
+    service.consume(lambda inbox: subscribe(inbox, objects, exports))
     service.route(api.router(service.pools))
     return service
 

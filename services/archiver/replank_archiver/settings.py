@@ -21,3 +21,5 @@ class ArchiverSettings(EventServiceSettings):
     s3_access_key: SecretStr
     s3_secret_key: SecretStr
     s3_bucket: str
+    schema_url: HttpUrl | None = None
+    """Where the schema service is. Without it requests to archive its rows become dead letters, to be redriven."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
-from replank.contracts.archiver import PlanArchived
+from openfeature.client import OpenFeatureClient
+
+from replank.contracts.archiver import PlanArchived, SchemasArchived
 from replank.contracts.auth_cache import AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
 from replank.contracts.declarations import EventContractDeclared, EventContractUsed
@@ -16,6 +19,7 @@ from replank.contracts.schema import (
     MigrationPhaseChanged,
     MigrationPlanned,
     MigrationReady,
+    SchemaArchiveOldRequested,
     SchemaDeleted,
     SchemaInconsistencyDetected,
     SchemaOwnerChanged,
@@ -32,17 +36,30 @@ from replank_schema.migration.databases import Databases
 from replank_schema.migration.supervisor import Supervisor
 from replank_schema.settings import SchemaSettings
 from replank_schema.subscribers import subscribe, subscribe_to_contracts
-from replank_schema.vault import collector, consistency, consistency_routes, isolation_routes, repair, routes, uploads
+from replank_schema.vault import (
+    archiving,
+    collector,
+    consistency,
+    consistency_routes,
+    isolation_routes,
+    moving,
+    pattern_routes,
+    repair,
+    routes,
+    uploads,
+)
 from replank_schema.vault.grants import grant
 from replank_schema.vault.jobs import Jobs
+from replank_schema.vault.pattern import Switch
+from replank_schema.vault.reads import Reads, read_router
 from replank_schema.vault.vault import Vault, open_vault
 
-_OF_CONTRACTS: Final = (EventContractDeclared, EventContractUsed)
+_FOR_VAULT: Final = (EventContractDeclared, EventContractUsed, SchemasArchived)
 
 
 def compose(settings: SchemaSettings) -> Service:
     """Put the service together. Opens nothing."""
-    vaults = _vaults(settings)
+    has_vault = bool(settings.vault and settings.s3_url)
     service = Service(
         settings,
         name="schema",
@@ -60,14 +77,16 @@ def compose(settings: SchemaSettings) -> Service:
             SchemaDeleted,
             SchemaRestored,
             SchemaInconsistencyDetected,
+            SchemaArchiveOldRequested,
         ],
-        receives=[AccessGranted, AccessRevoked, BaselineRecorded, PlanArchived, *(_OF_CONTRACTS if vaults else ())],
+        receives=[AccessGranted, AccessRevoked, BaselineRecorded, PlanArchived, *(_FOR_VAULT if has_vault else ())],
     )
+    vaults = _vaults(settings, service.flags)
     databases = Databases(settings.databases)
     supervisor = Supervisor(Surroundings(service.pools, databases, settings.kafka, settings.lease_seconds))
 
     def subscribe_all(inbox: Inbox) -> None:
-        subscribe(inbox)
+        subscribe(inbox, has_vault=bool(vaults))
         if vaults:
             subscribe_to_contracts(inbox, vaults["standard"])
 
@@ -88,11 +107,17 @@ def compose(settings: SchemaSettings) -> Service:
     return service
 
 
-def _vaults(settings: SchemaSettings) -> dict[VaultMode, Vault]:
+def _vaults(settings: SchemaSettings, flags: Callable[[], Awaitable[OpenFeatureClient]]) -> dict[VaultMode, Vault]:
     if settings.s3_url is None:
         return {}
     return {
-        mode: open_vault(mode, configured, s3_url=settings.s3_url, limits=settings.vault_limits)
+        mode: open_vault(
+            mode,
+            configured,
+            s3_url=settings.s3_url,
+            limits=settings.vault_limits,
+            switch=Switch(mode, default=settings.use_optimized_schemas, flags=flags),
+        )
         for mode, configured in settings.vault.items()
     }
 
@@ -105,8 +130,14 @@ async def _let_in(service: Service, vaults: Mapping[VaultMode, Vault]) -> None:
 def _add_mode(service: Service, vault: Vault) -> None:
     """One mode of the vault. It knows of no other, and what it is given reaches no other."""
     # Uploads do not wait for checks, which may take long.
-    checks = {consistency.KIND: consistency.handle, repair.KIND: repair.handler()}
-    jobs = Jobs(vault, [{uploads.KIND: uploads.handle}, checks])
+    checks = {consistency.KIND: consistency.handle, repair.KIND: repair.handler(repair.InlineRows(vault))}
+    moves = {moving.KIND: moving.handle, archiving.KIND: archiving.handler(routes.PREFIXES[vault.mode])}
+    jobs = Jobs(vault, [{uploads.KIND: uploads.handle}, checks, moves])
+    reads = read_router(vault)
+
+    async def report_reads(stop: asyncio.Event) -> None:
+        reads.start()
+        await stop.wait()
 
     async def check() -> None:
         await vault.pool.check()
@@ -115,8 +146,11 @@ def _add_mode(service: Service, vault: Vault) -> None:
     # Migrations go on without it.
     service.readiness.add(f"vault {vault.mode}", check, required=False)
     service.on_close(vault.close)
-    service.route(routes.router(vault, jobs.wake), streamed=routes.streamed_paths(vault))
+    service.on_close(reads.close)
+    service.route(pattern_routes.router(vault, routes.PREFIXES, jobs.wake))
+    service.route(routes.router(vault, Reads(vault, reads), jobs.wake), streamed=routes.streamed_paths(vault))
     service.route(consistency_routes.router(vault, routes.PREFIXES, jobs.wake))
     service.work(f"jobs of vault {vault.mode}", jobs.run)
+    service.work(f"reads of vault {vault.mode}", report_reads)
     service.work(f"findings of vault {vault.mode}", lambda stop: consistency.watch(vault, stop))
     service.work(f"collector of vault {vault.mode}", lambda stop: collector.run(vault, stop))

@@ -51,6 +51,9 @@ class SchemaSettings(EventServiceSettings):
     """Credentials of the vault, of every mode; without any there is no vault. The store's URL is ``s3_url``."""
 
     vault_limits: VaultLimits = VaultLimits()
+    use_optimized_schemas: bool = True
+    """What the flag ``USE_OPTIMIZED_SCHEMAS`` is where it was not set: whether a mode of the vault may keep contents in
+    the object store. Before anything was written it chooses the pattern that a mode begins with."""
 
     @field_validator("vault")
     @classmethod

@@ -6,7 +6,7 @@ import logging
 from typing import Final
 from uuid import UUID
 
-from replank.contracts.archiver import PlanArchived
+from replank.contracts.archiver import PlanArchived, SchemasArchived
 from replank.contracts.auth_cache import STORE, AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
 from replank.contracts.declarations import EventContractDeclared, EventContractUsed
@@ -15,7 +15,7 @@ from replank.inbox import Dead, Delivery, Done, Inbox, Outcome, Retry
 from replank_schema.migration import service
 from replank_schema.migration.model import Item, State
 from replank_schema.migration.service import Settled
-from replank_schema.vault import event_contracts
+from replank_schema.vault import archiving, event_contracts
 from replank_schema.vault.model import BlobBusy, RevisionChanged
 from replank_schema.vault.vault import Vault
 
@@ -46,8 +46,8 @@ def subscribe_to_contracts(inbox: Inbox, vault: Vault) -> None:
         return Done()
 
 
-def subscribe(inbox: Inbox) -> None:
-    """Register the handlers."""
+def subscribe(inbox: Inbox, *, has_vault: bool) -> None:
+    """Register the handlers; ``has_vault``: also of what becomes of the vault's old rows."""
     access = inbox.topic(AccessGranted.event_topic)
     baselines = inbox.topic(BaselineRecorded.event_topic)
     archive = inbox.topic(PlanArchived.event_topic)
@@ -84,6 +84,23 @@ def subscribe(inbox: Inbox) -> None:
         detail = f"{archived.bucket}/{archived.object_key}"
         await _settle(delivery, archived.migration_id, Item.ARCHIVE, State.MET, detail)
         return Done()
+
+    if has_vault:
+        archive.on(SchemasArchived)(_forget_rows)
+
+
+async def _forget_rows(delivery: Delivery[SchemasArchived]) -> Outcome:
+    """The archiver has rows that it was offered."""
+    try:
+        settled = await archiving.settle(delivery.conn, delivery.event)
+    except archiving.NotWhatWasOffered as error:
+        return Dead(str(error))
+    if not settled:
+        _log.warning(
+            "rows were archived that are not offered any more",
+            extra={"vault_mode": delivery.event.mode, "request_id": str(delivery.event.request_id)},
+        )
+    return Done()
 
 
 async def _settle(delivery: Delivery[Event], migration_id: UUID, item: Item, state: State, detail: str) -> None:

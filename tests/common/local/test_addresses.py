@@ -103,13 +103,18 @@ def test_each_mode_of_the_vault_has_role_account_and_bucket_of_its_own_and_the_s
             assert (urlsplit(mode["dsn"]).password or "") not in "".join(told[name].values())
 
 
-def test_the_administrator_may_do_everything_with_each_mode_of_the_vault(root: Path) -> None:
+def test_the_administrator_may_do_everything_with_each_mode_of_the_vault_and_the_archiver_may_look(root: Path) -> None:
     secrets = Secrets(root / "secrets")
     service = SERVICES["auth-cache"]
     told = services.environment(service, Endpoints(state.load(root).ports, secrets), secrets)
     tuples = json.loads(told["REPLANK_AUTH_CACHE_BOOTSTRAP_TUPLES"])
-    assert {entry["user"] for entry in tuples} == {ADMIN}
-    assert {(entry["relation"], entry["object"]) for entry in tuples} == {
+    archiver = [entry for entry in tuples if entry["user"] == "service:archiver"]
+    assert [(entry["relation"], entry["object"]) for entry in archiver] == [
+        ("view", f"vault:{vault.mode}") for vault in VAULTS
+    ]
+    others = [entry for entry in tuples if entry not in archiver]
+    assert {entry["user"] for entry in others} == {ADMIN}
+    assert {(entry["relation"], entry["object"]) for entry in others} == {
         ("plan", "system:replank"),
         *((relation, f"vault:{vault.mode}") for vault in VAULTS for relation in ("view", "publish", "admin")),
     }

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from replank.errors import ReplankError
 from replank_cli.asking import Refused, Token, Url
-from replank_cli.console import errors, output, print_json, print_table
+from replank_cli.console import errors, moment, output, print_json, print_table
 from replank_cli.following import poll, screen
 from replank_cli.migrate import show
 from replank_cli.migrate.follow import LOOK
@@ -84,8 +84,8 @@ def mismatches(
                 one.entity,
                 one.kind,
                 ", ".join(one.fields),
-                show.moment(one.first_seen),
-                show.moment(one.resolved_at),
+                moment(one.first_seen),
+                moment(one.resolved_at),
                 one.trace_id,
             )
             for one in map(Mismatch.model_validate, items)

@@ -10,7 +10,7 @@ import typer
 
 from replank.errors import ConfigurationError, ReplankError
 from replank_cli.asking import Token, Url, segment
-from replank_cli.console import output, print_json, print_table, print_whole
+from replank_cli.console import moment, output, print_json, print_table, print_whole
 from replank_cli.migrate import follow, show
 from replank_cli.migrate.mapping import text_of
 from replank_cli.migrate.options import Json, Named, Reason, Timeout, Wait, reason_of
@@ -265,7 +265,7 @@ def list_(
                 one.phase
                 + (f", moving to {one.moving_to}" if one.moving_to else "")
                 + (", paused" if one.paused else ""),
-                show.moment(one.phase_since or one.planned_at),
+                moment(one.phase_since or one.planned_at),
                 one.source,
                 one.target,
                 one.owner,
@@ -366,7 +366,7 @@ def audit(
         columns,
         (
             (
-                show.moment(line.at),
+                moment(line.at),
                 line.who,
                 line.action,
                 line.from_,

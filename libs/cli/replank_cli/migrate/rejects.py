@@ -8,8 +8,7 @@ import typer
 
 from replank.errors import ConfigurationError
 from replank_cli.asking import Token, Url
-from replank_cli.console import output, print_json, print_table
-from replank_cli.migrate import show
+from replank_cli.console import moment, output, print_json, print_table
 from replank_cli.migrate.options import Json, Named, Reason, reason_of
 from replank_cli.migrate.service import schema
 from replank_cli.migrate.views import Reject
@@ -45,7 +44,7 @@ def list_(
     print_table(
         ("key", "field", "reason", "attempts", "last at", "accepted"),
         (
-            (one.key, one.path, one.reason, one.attempts, show.moment(one.last_at), "yes" if one.accepted else "")
+            (one.key, one.path, one.reason, one.attempts, moment(one.last_at), "yes" if one.accepted else "")
             for one in found
         ),
     )

@@ -11,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from replank_cli.console import moment
 from replank_cli.migrate.views import AT_REST, LIFE, Migration, Next, Progress
 
 _BAR: Final = 30
@@ -105,11 +106,6 @@ def duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // smaller} {smaller_unit}"
     raise AssertionError("unreachable: a minute is the smallest of them")
-
-
-def moment(at: datetime | None) -> str:
-    """A moment in the reader's own time zone, to the second."""
-    return at.astimezone().isoformat(sep=" ", timespec="seconds") if at is not None else ""
 
 
 def percent(value: float) -> str:

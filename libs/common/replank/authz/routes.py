@@ -35,11 +35,13 @@ async def demand(request: Request, principal: Principal, relation: str, object: 
     await demand_one(request, principal, (relation, object))
 
 
-async def demand_one(request: Request, principal: Principal, *rights: tuple[str, str]) -> None:
+async def demand_one(
+    request: Request, principal: Principal, *rights: tuple[str, str], lacking: tuple[str, str] | None = None
+) -> None:
     """As `demand`, where each of several rights (relation, object) is enough.
 
     They are asked for one after the other until one is there: begin with the one that most callers have. The problem
-    names the last one, which is what a caller would ask for.
+    names ``lacking``, which is what a caller would ask for; without it, the last one.
     """
     client: AuthzClient | None = getattr(request.app.state, "authz", None)
     if client is None:
@@ -47,7 +49,7 @@ async def demand_one(request: Request, principal: Principal, *rights: tuple[str,
     for relation, thing in rights:
         if (await client.check(principal.user, relation, thing)).allowed:
             return
-    relation, thing = rights[-1]
+    relation, thing = lacking or rights[-1]
     raise Problem(
         403,
         "forbidden",

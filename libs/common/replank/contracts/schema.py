@@ -252,3 +252,20 @@ class SchemaInconsistencyDetected(Event, type="replank.schema.inconsistency.dete
     affected: Annotated[int, Field(ge=0)] = 0
     detail: Explanation
     found_at: Instant
+
+
+class SchemaArchiveOldRequested(Event, type="replank.schema.archive_old.requested.v1", topic=TOPIC):
+    """Rows of the pattern that the vault comes from wait to be archived. The key is ``request_id``.
+
+    They are lines of JSON, compressed by zstd, at the schema service's ``path``; ``rows`` counts them, and ``sha256``
+    is that of the lines, decompressed. They are deleted once `replank.contracts.archiver.SchemasArchived` says the
+    same.
+    """
+
+    mode: VaultMode
+    request_id: UUID
+    rows: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+    path: Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_-]+)+$", max_length=300)]
+    requested_by: Actor
+    requested_at: Instant

@@ -4,6 +4,10 @@ A content goes in three steps: its row is condemned, which only ever happens to 
 for the length of the grace; its object is deleted; its row goes, in the transaction that held the row through the
 second step. Who sends the same content meanwhile waits for the row, or does the rest himself: never does an object that
 somebody counts on go.
+
+An object without a row is left alone. No crash leaves one, since the row is there first; but a database that was
+restored to an earlier moment does, and then the objects are all that is left. A consistency check finds them, and a
+repair that somebody asked for takes them away (`collect_one`).
 """
 
 from __future__ import annotations
@@ -11,17 +15,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from replank.connection import POSTGRES_ERRORS, Connection
+from replank.connection import POSTGRES_ERRORS
 from replank.errors import DependencyUnavailable
 from replank.objects import ObjectStoreError
-from replank_schema.vault import contents, job_store
-from replank_schema.vault.model import INCOMING, sha256_of_key
+from replank_schema.vault import archive_store, contents, job_store
+from replank_schema.vault.model import EXPORTS, INCOMING
 from replank_schema.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
@@ -48,15 +51,6 @@ _CONDEMN_ONE: Final = """
 """
 _CONDEMN_UNKNOWN: Final = "insert into blob (sha256, state) values ($1, 'condemned') on conflict do nothing"
 _CONDEMNED: Final = "select sha256 from blob where state = 'condemned' and sha256 > $1 order by sha256 limit $2"
-# What somebody refers to is never condemned; if it is nevertheless, its object must not go before its row cannot.
-_HOLD: Final = """
-    select sha256 from blob
-     where sha256 = $1 and state = 'condemned' and not exists (select from version v where v.sha256 = blob.sha256)
-       and not exists (select from schema s where s.sha256 = blob.sha256)
-       for update skip locked
-"""
-_FORGET: Final = "delete from blob where sha256 = $1 and state = 'condemned'"
-_KNOWN: Final = "select sha256 from blob where sha256 = any($1)"
 
 
 @dataclass(slots=True)
@@ -95,9 +89,6 @@ async def collect(vault: Vault) -> Collected:
             pass
         await job_store.expire(conn, _JOBS_KEPT)
     before = datetime.now(UTC) - grace
-    async for sha256 in _unknown(vault, before):
-        async with vault.pool.acquire() as conn:
-            await conn.execute(_CONDEMN_UNKNOWN, sha256)
     after = ""
     while True:
         async with vault.pool.acquire() as conn:
@@ -108,6 +99,7 @@ async def collect(vault: Vault) -> Collected:
             break
         after = condemned[-1]
     collected.uploads += await _unfinished(vault, before)
+    await _exports(vault, before)
     await vault.objects.abort_stale_uploads(older_than=grace)
     return collected
 
@@ -123,38 +115,31 @@ async def collect_one(vault: Vault, sha256: str) -> bool:
     return await contents.remove_condemned(vault, sha256)
 
 
-async def _unknown(vault: Vault, before: datetime) -> AsyncIterator[str]:
-    """Objects that are no blob's and were there before that moment."""
-    page: list[str] = []
-
-    async def strangers(conn: Connection) -> list[str]:
-        known = {row["sha256"] for row in await conn.fetch(_KNOWN, page)}
-        return [sha256 for sha256 in page if sha256 not in known]
-
-    async for info in vault.objects.list():
-        sha256 = sha256_of_key(info.key)
-        if sha256 is None or info.last_modified is None or info.last_modified >= before:
-            continue
-        page.append(sha256)
-        if len(page) == _PAGE:
-            async with vault.pool.acquire() as conn:
-                found = await strangers(conn)
-            for one in found:
-                yield one
-            page.clear()
+async def _exports(vault: Vault, before: datetime) -> None:
+    """Remove what was written for the archiver, which has it, or is not to have it any more."""
+    written = await _named(vault, EXPORTS, before)
+    if not written:
+        return
     async with vault.pool.acquire() as conn:
-        found = await strangers(conn)
-    for one in found:
-        yield one
+        needed = await job_store.are_open(conn, list(written)) | await archive_store.are_open(conn, list(written))
+    for request_id, key in written.items():
+        if request_id not in needed:
+            await vault.objects.delete(key)
+
+
+async def _named(vault: Vault, folder: str, before: datetime) -> dict[UUID, str]:
+    """Objects of this folder that were there before that moment and are named after something."""
+    found: dict[UUID, str] = {}
+    async for info in vault.objects.list(folder):
+        with contextlib.suppress(ValueError):
+            if info.last_modified is not None and info.last_modified < before:
+                found[UUID(info.key.removeprefix(folder))] = info.key
+    return found
 
 
 async def _unfinished(vault: Vault, before: datetime) -> int:
     """Remove what was received for a job that does not exist, or has ended."""
-    received: dict[UUID, str] = {}
-    async for info in vault.objects.list(INCOMING):
-        with contextlib.suppress(ValueError):
-            if info.last_modified is not None and info.last_modified < before:
-                received[UUID(info.key.removeprefix(INCOMING))] = info.key
+    received = await _named(vault, INCOMING, before)
     if not received:
         return 0
     async with vault.pool.acquire() as conn:

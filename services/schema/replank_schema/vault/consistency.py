@@ -76,6 +76,7 @@ async def handle(work: Work) -> None:
         gone = await consistency_store.count_closed(conn, work.job.id, "gone")
         still = await consistency_store.count_open(conn)
     await findings.measure(work.vault)
+    work.total = work.done  # what there was, by then
     async with work.finish({"checked": work.done, "found": {**found}, "gone": {**gone}, "open": {**still}}):
         pass
 
@@ -177,8 +178,8 @@ async def _look_at(case: Case, batch: list[_Seen], *, deep: bool) -> None:
             await findings.settle_content(case, sha256, deep=True)
 
     if deep:
-        readable = [seen.sha256 for seen in batch if seen.row is not None and seen.info is not None and seen.sha256]
-        await _each(readable, read, at_once=_READ_AT_ONCE)
+        stored = [seen.row.sha256 for seen in batch if seen.row and seen.row.state == "stored" and seen.info]
+        await _each(stored, read, at_once=_READ_AT_ONCE)
 
 
 async def _is_what_its_row_says(vault: Vault, sha256: str) -> bool:

@@ -21,6 +21,7 @@ from replank_schema.vault import store
 from replank_schema.vault.codec import Decompressor, SeekTable, seek_table_length
 from replank_schema.vault.intake import Intake
 from replank_schema.vault.model import INCOMING, Blob, BlobBusy, BlobUnknown, SchemaNotFound, blob_key
+from replank_schema.vault.pattern import NeedsOptimizedSchemas
 from replank_schema.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
@@ -30,18 +31,25 @@ MEDIA_TYPE: Final = "application/zstd"
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """An upload that was taken in. ``data`` is the object to be; None if it is large, and waits to be moved."""
+    """A content that was taken in. ``data`` is the object to be; None if it is where it belongs already, or is large
+    and waits to be moved there."""
 
     blob: Blob
     data: bytes | None
 
 
 async def receive(
-    vault: Vault, source: AsyncIterable[bytes], upload_id: UUID, *, declared: str | None = None
+    vault: Vault,
+    source: AsyncIterable[bytes],
+    upload_id: UUID,
+    *,
+    declared: str | None = None,
+    only_small: bool = False,
 ) -> Received:
     """Take an upload in. Where it fails, or the sender goes away, nothing stays.
 
-    Raises what `Intake.compressed` does, and the errors of the object store for a large upload.
+    Raises what `Intake.compressed` does, and the errors of the object store for a large upload, which is refused as
+    `NeedsOptimizedSchemas` if it is to be ``only_small``.
     """
     intake = Intake(source, declared=declared)
     async with aclosing(intake.compressed()) as compressed:
@@ -52,6 +60,10 @@ async def receive(
                 break
         else:
             return Received(intake.blob(len(head)), bytes(head))
+        if only_small:
+            raise NeedsOptimizedSchemas(
+                f"the content has more than the {vault.limits.inline_bytes} bytes that are kept in a row"
+            )
 
         async def everything() -> AsyncIterator[bytes]:
             yield bytes(head)
@@ -61,6 +73,25 @@ async def receive(
 
         info = await vault.objects.put(f"{INCOMING}{upload_id}", everything(), content_type=MEDIA_TYPE)
         return Received(intake.blob(info.size), None)
+
+
+async def take_in(text: bytes) -> Received:
+    """Take in a content that is in memory already. Raises what `Intake.compressed` does."""
+
+    async def source() -> AsyncIterator[bytes]:
+        yield text
+
+    intake = Intake(source())
+    data = b"".join([piece async for piece in intake.compressed()])
+    return Received(intake.blob(len(data)), data)
+
+
+def plain(data: bytes) -> bytes:
+    """What an object decompresses to that is small enough to be held as a whole. CPU work."""
+    decompressor = Decompressor()
+    text = b"".join(decompressor.feed(data))
+    decompressor.finish()
+    return text
 
 
 async def keep(vault: Vault, blob: Blob, data: bytes) -> Blob:
@@ -186,7 +217,9 @@ async def read(vault: Vault, blob: Blob) -> bytes:
 
 async def _decompressed(body: AsyncIterable[bytes], decompressor: Decompressor) -> AsyncIterator[bytes]:
     async for chunk in body:
-        for piece in await asyncio.to_thread(lambda compressed: list(decompressor.feed(compressed)), chunk):
+        # Piece by piece: a chunk may hold the frames of a content a thousand times its size.
+        pieces = decompressor.feed(chunk)
+        while piece := await asyncio.to_thread(next, pieces, b""):
             yield piece
     decompressor.finish()
 

@@ -14,7 +14,7 @@ from replank.connection import Connection
 from replank.contracts.declarations import EventContractDeclared, EventContractUsed, canonical, schema_sha256
 from replank.contracts.fields import Actor
 from replank.errors import ReplankError
-from replank_schema.vault import contents, publishing, store
+from replank_schema.vault import contents, publishing, records, store
 from replank_schema.vault.model import Consumer, Draft
 from replank_schema.vault.vault import Vault
 
@@ -52,9 +52,8 @@ async def publish(vault: Vault, declared: EventContractDeclared) -> None:
     received = await contents.receive(vault, text(), uuid7(), declared=declared.sha256)
     if received.data is None:
         raise NotTheContract(f"the declared schema of {declared.contract} is too large", fix="declare a smaller one")
-    blob = await contents.keep(vault, received.blob, received.data)
-    async with vault.pool.acquire() as conn:
-        there = await store.active(conn, name)
+    async with records.reading(vault) as known:
+        there = await known.active(name)
     if there is None:
         draft = Draft(
             name=name,
@@ -63,20 +62,20 @@ async def publish(vault: Vault, declared: EventContractDeclared) -> None:
             tags=("event-contract",),
             metadata={"contract": declared.contract, "service": declared.service, "topic": declared.topic},
         )
-        await publishing.create(vault, draft, blob, by=by)
+        await publishing.create(vault, draft, received, by=by)
         return
-    if there.sha256 == blob.sha256:
+    if there.sha256 == received.blob.sha256:
         return
     done = await publishing.publish_version(
-        vault, there.id, blob, revision=there.revision, note="declared at the start", force=True, by=by
+        vault, there.id, received, revision=there.revision, note="declared at the start", force=True, by=by
     )
     await _tell_of_breakage(vault, done.schema.name, done.schema.version, done.schema.id)
 
 
 async def _tell_of_breakage(vault: Vault, name: str, number: int, schema_id: UUID) -> None:
-    async with vault.pool.acquire() as conn:
-        version = await store.version(conn, schema_id, number)
-        users = await publishing.live_consumers(conn, vault, name)
+    async with records.reading(vault) as known:
+        version = await known.version(schema_id, number)
+        users = await publishing.live_consumers(known.conn, vault, name)
     if version is not None and version.forward is False and users:
         _log.warning(
             "version %d of %s may not be readable by those who use it",

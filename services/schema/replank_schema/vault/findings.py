@@ -24,7 +24,7 @@ from replank.objects import ObjectInfo, ObjectNotFound
 from replank.telemetry import metrics
 from replank_schema.vault import consistency_store, job_store
 from replank_schema.vault.consistency_store import BlobFacts, BlobRow, Finding, SchemaRow
-from replank_schema.vault.model import INCOMING, blob_key, words_of
+from replank_schema.vault.model import EXPORTS, INCOMING, blob_key, words_of
 from replank_schema.vault.proof import Proof, prove
 from replank_schema.vault.vault import Vault
 
@@ -51,7 +51,7 @@ _KEY_KINDS: Final[tuple[FindingKind, ...]] = ("unclaimed", "foreign")
 
 QUARANTINE: Final = "quarantine/"
 """Where corrupt objects are kept: below the content's digest, by their own."""
-_OURS: Final = (INCOMING, QUARANTINE, ".replank-probe/")
+_OURS: Final = (INCOMING, EXPORTS, QUARANTINE, ".replank-probe/")
 
 _REMEDIES: Final[Mapping[FindingKind, str]] = {
     "missing": "repair it, or send the content again",

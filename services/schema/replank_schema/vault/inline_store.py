@@ -1,4 +1,4 @@
-"""All SQL of the old pattern, where a row has everything: the same that `replank_schema.vault.store` has of the new one.
+"""All SQL of the old pattern, where a row has everything: what `replank_schema.vault.store` has of the new one.
 
 A listing reads whole rows, contents included, as it always did.
 """
@@ -28,14 +28,15 @@ _INSERT: Final = f"""
     returning {_SCHEMA}
 """
 _GET: Final = f"select {_SCHEMA} from inline_schema where id = $1 and is_current"
-_HELD: Final = f"{_GET} for update"
+# The first version's row stands for the schema: which one is current changes while one waits for its lock.
+_HOLD: Final = "select version from inline_schema where id = $1 order by version limit 1 for update"
 _ACTIVE: Final = f"select {_SCHEMA} from inline_schema where name = $1 and is_current and status = 'active'"
 _PAGE: Final = "inline_schema where is_current and"
 _RETIRE: Final = "update inline_schema set is_current = false where id = $1 and is_current"
 _PUBLISH: Final = f"""
-    insert into inline_schema (id, version, name, status, revision, kind, field_count, fields_exact, size, sha256, owner,
-                               description, tags, metadata, note, backward, forward, content, created_at, created_by,
-                               updated_by, published_by)
+    insert into inline_schema (id, version, name, status, revision, kind, field_count, fields_exact, size, sha256,
+                               owner, description, tags, metadata, note, backward, forward, content, created_at,
+                               created_by, updated_by, published_by)
     select id, version + 1, name, status, revision + 1, $3, $4, $5, $6, $7, owner, description, tags, metadata, $8, $9,
            $10, $11, created_at, created_by, $12, $12
       from inline_schema where id = $1 and version = $2
@@ -166,10 +167,15 @@ async def get(conn: Connection, schema_id: UUID) -> Schema | None:
     return schema_of(row) if row else None
 
 
+async def hold(conn: Connection, schema_id: UUID) -> None:
+    """Let nobody else change the schema before the transaction ends. What it is has to be read afterwards."""
+    await conn.execute(_HOLD, schema_id)
+
+
 async def held(conn: Connection, schema_id: UUID) -> Schema | None:
     """The schema, which nobody else changes before the transaction ends."""
-    row = await conn.fetchrow(_HELD, schema_id)
-    return schema_of(row) if row else None
+    await hold(conn, schema_id)
+    return await get(conn, schema_id)
 
 
 async def active(conn: Connection, name: str) -> Schema | None:
@@ -237,7 +243,7 @@ async def known(conn: Connection, sha256: str) -> Inline | None:
 
 
 async def content_of(conn: Connection, sha256: str) -> str | None:
-    """The text of a content by its digest, where a row of the old pattern (still) has it. To be proven by the caller."""
+    """The text of a content by its digest, where a row of the old pattern has it. To be proven by the caller."""
     found = await known(conn, sha256)
     return found.text if found is not None else None
 

@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 class AttemptView(BaseModel):
     """One thing that was tried with the credentials of ``mode``.
 
-    ``reaches_for`` is whose thing it was: the mode's own has to be ``done``, everything else refused. ``answer`` is what
-    the server called it: SQLSTATE, S3's code, or ``done``.
+    ``reaches_for`` is whose thing it was: the mode's own has to be ``done``, everything else refused. ``answer`` is
+    what the server called it: SQLSTATE, S3's code, or ``done``.
     """
 
     mode: VaultMode

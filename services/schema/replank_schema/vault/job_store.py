@@ -71,8 +71,8 @@ _BEAT: Final = """
 """
 _END: Final = """
     update job
-       set state = $3, result = $4::text::jsonb, problem = $5, done = coalesce($6, done), leased_until = null,
-           updated_at = clock_timestamp()
+       set state = $3, result = $4::text::jsonb, problem = $5, done = coalesce($6, done), total = coalesce($7, total),
+           leased_until = null, updated_at = clock_timestamp()
      where id = $1 and attempts = $2 and state = 'running'
     returning id
 """
@@ -137,10 +137,11 @@ async def end(
     result: Mapping[str, JsonValue] | None = None,
     problem: str | None = None,
     done: int | None = None,
+    total: int | None = None,
 ) -> bool:
     """End a job; False if another process has it."""
     encoded = None if result is None else json.dumps(result)
-    return await conn.fetchval(_END, job.id, job.attempts, state, encoded, problem, done) is not None
+    return await conn.fetchval(_END, job.id, job.attempts, state, encoded, problem, done, total) is not None
 
 
 async def again(conn: Connection, job: Job, problem: str, pause: timedelta) -> None:

@@ -63,7 +63,7 @@ class Work:
 
     async def end(self, conn: Connection, result: Mapping[str, JsonValue] | None) -> None:
         """End the job as done, in a transaction of the handler's own. Raises `JobLost`."""
-        if not await job_store.end(conn, self.job, "done", result=result, done=self.done):
+        if not await job_store.end(conn, self.job, "done", result=result, done=self.done, total=self.total):
             raise JobLost(f"another process has the job {self.job.id}")
 
 

@@ -29,6 +29,9 @@ Status = Literal["active", "deleted"]
 INCOMING: Final = "incoming/"
 """Where large uploads are until they are published. No blob's key begins so."""
 
+EXPORTS: Final = "exports/"
+"""Where rows of the old pattern are until the archiver has them. No blob's key begins so."""
+
 _WORD_BORDER: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,10 +21,10 @@ from replank.contracts.schema import (
     SchemaVersionPublished,
 )
 from replank.events import Event
-from replank_schema.vault import contents, store
+from replank_schema.vault import contents, records, store
 from replank_schema.vault.compatibility import judge
+from replank_schema.vault.contents import Received
 from replank_schema.vault.model import (
-    Blob,
     Changes,
     Consumer,
     Draft,
@@ -37,6 +36,7 @@ from replank_schema.vault.model import (
     StillUsed,
     thing,
 )
+from replank_schema.vault.records import Content, Records
 from replank_schema.vault.vault import Vault
 
 _MOST_REASONS = 20
@@ -50,56 +50,70 @@ class Published:
     new: bool
 
 
-async def require_name(conn: Connection, name: str, *, by: str) -> None:
+async def require_name(vault: Vault, name: str, *, by: str) -> None:
     """Raise `NameTaken` early, before an upload is read; not to whoever may be sending the same again."""
-    taken = await store.active(conn, name)
+    async with records.reading(vault) as known:
+        taken = await known.active(name)
     if taken is not None and (taken.created_by, taken.version) != (by, 1):
         raise _taken(taken)
 
 
-async def create(vault: Vault, draft: Draft, blob: Blob, *, by: str) -> Published:
+async def create(vault: Vault, draft: Draft, received: Received, *, by: str) -> Published:
     """Publish a content under a new name.
 
     Sending the same again, by the same caller, is no clash: the answer to the first may have been lost. Raises
-    `NameTaken`, `replank_schema.vault.model.BlobBusy`.
+    `NameTaken`, and what `replank_schema.vault.records.prepare` does.
     """
-    async with vault.pool.acquire() as conn, conn.transaction():
-        await contents.refer(conn, blob)
-        schema = await store.insert(conn, uuid7(), draft, blob, by=by)
+
+    async def act(tables: Records, content: Content) -> Published:
+        schema = await tables.insert(uuid7(), draft, content, by=by)
         if schema is None:
-            there = await store.active(conn, draft.name)
-            if there is not None and (there.sha256, there.created_by, there.version) == (blob.sha256, by, 1):
+            there = await tables.active(draft.name)
+            if there is not None and (there.sha256, there.created_by, there.version) == (content.blob.sha256, by, 1):
                 return Published(there, new=False)
             raise (
                 _taken(there)
                 if there is not None
                 else RevisionChanged(f"the schema {draft.name} was deleted at this moment", fix="send it again")
             )
-        await _tell_published(conn, vault, schema, previous=None, compatibility=None)
-    return Published(schema, new=True)
+        await _tell_published(tables.conn, vault, schema, previous=None, compatibility=None)
+        return Published(schema, new=True)
+
+    return await records.write_with(vault, received, by=by, act=act)
 
 
 async def publish_version(
-    vault: Vault, schema_id: UUID, blob: Blob, *, revision: int, note: str, force: bool, by: str
+    vault: Vault, schema_id: UUID, received: Received, *, revision: int, note: str, force: bool, by: str
 ) -> Published:
     """Publish a content as the next version of a schema that is as the caller saw it.
 
     What is the current content already is not published again. A version that those who use the schema could not read
     is refused with their names, unless it is forced. Raises `SchemaNotFound`, `NotActive`, `RevisionChanged`,
-    `StillUsed`, `replank_schema.vault.model.BlobBusy`.
+    `StillUsed`, and what `replank_schema.vault.records.prepare` does.
     """
-    async with vault.pool.acquire() as conn:
-        seen = await _found(store.get(conn, schema_id), schema_id)
-        _require(seen, revision=None if seen.sha256 == blob.sha256 else revision)
-        if seen.sha256 == blob.sha256:
+    async with records.reading(vault) as known:
+        seen = await _found(known.get(schema_id), schema_id)
+    sha256 = received.blob.sha256
+    _require(seen, revision=None if seen.sha256 == sha256 else revision)
+    if seen.sha256 == sha256:
+        if received.data is None:
             return Published(seen, new=False)
-        before = await contents.of_version(conn, schema_id, seen.version)
-    compatibility, reasons = await compare(vault, before, blob)
-    async with vault.pool.acquire() as conn, conn.transaction():
-        schema = await _found(store.held(conn, schema_id), schema_id)
+
+        async def again(tables: Records, content: Content) -> Published:
+            if content.kept:
+                await contents.refer(tables.conn, content.blob)
+            return Published(seen, new=False)
+
+        # Whoever sends a content that was lost mends that.
+        return await records.write_with(vault, received, by=by, act=again)
+    before = await records.version_of(vault, schema_id, seen.version)
+    compatibility, reasons = await compare(vault, before, received)
+
+    async def act(tables: Records, content: Content) -> Published:
+        schema = await _found(tables.held(schema_id), schema_id)
         _require(schema, revision=revision)
         if compatibility is not None and not compatibility.forward and not force:
-            users = await live_consumers(conn, vault, schema.name)
+            users = await live_consumers(tables.conn, vault, schema.name)
             if users:
                 raise StillUsed(
                     f"{len(users)} consumers of {schema.name} may not be able to read this version",
@@ -107,25 +121,26 @@ async def publish_version(
                     consumers=users,
                     reasons=reasons,
                 )
-        await contents.refer(conn, blob)
-        published = await store.publish(
-            conn,
+        published = await tables.publish(
             schema,
-            blob,
+            content,
             note=note,
             backward=compatibility.backward if compatibility else None,
             forward=compatibility.forward if compatibility else None,
             by=by,
         )
-        await _tell_published(conn, vault, published, previous=schema.version, compatibility=compatibility)
-    return Published(published, new=True)
+        await _tell_published(tables.conn, vault, published, previous=schema.version, compatibility=compatibility)
+        return Published(published, new=True)
+
+    return await records.write_with(vault, received, by=by, act=act)
 
 
-async def compare(vault: Vault, old: Blob, new: Blob) -> tuple[Compatibility | None, list[str]]:
+async def compare(vault: Vault, old: Received, new: Received) -> tuple[Compatibility | None, list[str]]:
     """Whether two contents are compatible, and why not; None where they are no schemas, or too large to be held."""
-    if (old.kind, new.kind) != ("schema", "schema") or max(old.size, new.size) > vault.limits.judge_bytes:
+    before, after = old.blob, new.blob
+    if (before.kind, after.kind) != ("schema", "schema") or max(before.size, after.size) > vault.limits.judge_bytes:
         return None, []
-    texts = await asyncio.gather(contents.read(vault, old), contents.read(vault, new))
+    texts = await asyncio.gather(records.text_of(vault, old), records.text_of(vault, new))
 
     def judged() -> tuple[Compatibility, list[str]]:
         was, now = (json.loads(text) for text in texts)
@@ -140,14 +155,10 @@ async def compare(vault: Vault, old: Blob, new: Blob) -> tuple[Compatibility | N
 
 async def change(vault: Vault, schema_id: UUID, changes: Changes, *, revision: int, by: str) -> Schema:
     """Change what is said of a schema. Raises `SchemaNotFound`, `NotActive`, `RevisionChanged`."""
-    async with vault.pool.acquire() as conn, conn.transaction():
-        schema = await _found(store.held(conn, schema_id), schema_id)
+    async with records.writing(vault, by=by) as tables:
+        schema = await _found(tables.held(schema_id), schema_id)
         _require(schema, revision=revision)
-        names: Sequence[str] = ()
-        if changes.tags is not None:
-            blob = await store.blob(conn, schema.sha256)
-            names = blob.fields if blob is not None else ()
-        changed = await store.change(conn, schema, changes, names=names, by=by)
+        changed = await tables.change(schema, changes, by=by)
         if changed.owner != schema.owner:
             told = SchemaOwnerChanged(
                 mode=vault.mode,
@@ -158,7 +169,7 @@ async def change(vault: Vault, schema_id: UUID, changes: Changes, *, revision: i
                 changed_by=by,
                 changed_at=changed.updated_at,
             )
-            await _tell(conn, vault, schema.id, told)
+            await _tell(tables.conn, vault, schema.id, told)
     return changed
 
 
@@ -167,17 +178,17 @@ async def delete(vault: Vault, schema_id: UUID, *, revision: int | None, force: 
 
     Raises `SchemaNotFound`, `NotActive`, `RevisionChanged`, and `StillUsed` with those who use it unless it is forced.
     """
-    async with vault.pool.acquire() as conn, conn.transaction():
-        schema = await _found(store.held(conn, schema_id), schema_id)
+    async with records.writing(vault, by=by) as tables:
+        schema = await _found(tables.held(schema_id), schema_id)
         _require(schema, revision=revision)
-        users = [] if force else await live_consumers(conn, vault, schema.name)
+        users = [] if force else await live_consumers(tables.conn, vault, schema.name)
         if users:
             raise StillUsed(
                 f"{len(users)} consumers use {schema.name}",
                 fix="have them stop, or delete it with force=true",
                 consumers=users,
             )
-        deleted = await store.delete(conn, schema_id, by=by)
+        deleted = await tables.delete(schema, by=by)
         told = SchemaDeleted(
             mode=vault.mode,
             schema_id=schema.id,
@@ -186,17 +197,17 @@ async def delete(vault: Vault, schema_id: UUID, *, revision: int | None, force: 
             deleted_by=by,
             deleted_at=deleted.updated_at,
         )
-        await _tell(conn, vault, schema.id, told)
+        await _tell(tables.conn, vault, schema.id, told)
     return deleted
 
 
 async def restore(vault: Vault, schema_id: UUID, *, by: str) -> Schema:
     """Bring a deleted schema back. Raises `SchemaNotFound`, `NotActive` (it is not deleted), `NameTaken`."""
-    async with vault.pool.acquire() as conn, conn.transaction():
-        schema = await _found(store.held(conn, schema_id), schema_id)
+    async with records.writing(vault, by=by) as tables:
+        schema = await _found(tables.held(schema_id), schema_id)
         if schema.status == "active":
             raise NotActive(f"the schema {schema.name} is not deleted", fix="there is nothing to restore")
-        restored = await store.restore(conn, schema_id, by=by)
+        restored = await tables.restore(schema, by=by)
         if restored is None:
             raise NameTaken(
                 f"another active schema is called {schema.name}",
@@ -210,7 +221,7 @@ async def restore(vault: Vault, schema_id: UUID, *, by: str) -> Schema:
             restored_by=by,
             restored_at=restored.updated_at,
         )
-        await _tell(conn, vault, schema.id, told)
+        await _tell(tables.conn, vault, schema.id, told)
     return restored
 
 

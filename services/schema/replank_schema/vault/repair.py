@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from replank.connection import Connection
 from replank.objects import ChecksumMismatch, ObjectExists
-from replank_schema.vault import collector, consistency_store, contents, findings, job_store, store
+from replank_schema.vault import collector, consistency_store, contents, findings, inline_store, job_store, store
 from replank_schema.vault.consistency_store import Finding, SchemaRow
 from replank_schema.vault.findings import DEEP_KINDS, QUARANTINE, Case, FindingKind, Mended
 from replank_schema.vault.intake import Intake
@@ -25,6 +25,7 @@ from replank_schema.vault.jobs import Handler, Work
 from replank_schema.vault.model import DigestMismatch, blob_key, words_of
 from replank_schema.vault.proof import prove
 from replank_schema.vault.scan import NotJson
+from replank_schema.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +69,23 @@ class Sources(Protocol):
 
     async def content(self, sha256: str) -> AsyncIterator[bytes] | None:
         """The content with this digest, as it was sent; None if it is not there. It is proven before it is used."""
+
+
+class InlineRows:
+    """The rows of the old pattern as a source: while both are written, and until the old ones are archived."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    async def content(self, sha256: str) -> AsyncIterator[bytes] | None:
+        """The content of a row with this digest."""
+        async with self._vault.pool.acquire() as conn:
+            text = await inline_store.content_of(conn, sha256)
+
+        async def whole(text: str) -> AsyncIterator[bytes]:
+            yield text.encode()
+
+        return whole(text) if text is not None else None
 
 
 class Repair(BaseModel):
@@ -121,6 +139,7 @@ class _Repairs:
             gone = await consistency_store.count_closed(conn, work.job.id, "gone")
             left = await consistency_store.count_left(conn, work.job.id, self._only)
         await findings.measure(self._vault)
+        work.total = work.done  # with what was opened meanwhile
         async with work.finish({"mended": {**mended}, "gone": {**gone}, "left": {**left}}):
             pass
 

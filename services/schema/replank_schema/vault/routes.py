@@ -17,12 +17,12 @@ from uuid_utils.compat import uuid7
 from replank.authz.routes import demand_one
 from replank.contracts.fields import Sha256
 from replank.contracts.schema import VaultMode
+from replank.errors import ReplankError
 from replank.http import CurrentPrincipal, Keyset, Page, PageQuery, Principal, Problem
-from replank.objects import AccessDenied, BucketMissing, ObjectNotFound
-from replank_schema.vault import contents, job_store, publishing, store, uploads
+from replank_schema.vault import contents, inline_store, job_store, publishing, records, store, uploads
 from replank_schema.vault.checking import check_validity, difference_of
+from replank_schema.vault.contents import Received
 from replank_schema.vault.model import (
-    Blob,
     BlobBusy,
     BlobUnknown,
     Changes,
@@ -37,8 +37,17 @@ from replank_schema.vault.model import (
     VaultError,
     thing,
 )
+from replank_schema.vault.pattern import MoveRefused, NeedsOptimizedSchemas
+from replank_schema.vault.reads import Reads
 from replank_schema.vault.scan import NotJson
-from replank_schema.vault.serving import content_response, declared_digest, expected_revision, offered_revision
+from replank_schema.vault.serving import (
+    STORE_PROBLEMS,
+    content_response,
+    declared_digest,
+    expected_revision,
+    offered_revision,
+    store_problem,
+)
 from replank_schema.vault.uploads import Upload
 from replank_schema.vault.vault import Vault
 from replank_schema.vault.views import (
@@ -65,7 +74,7 @@ from replank_schema.vault.views import (
 
 PREFIXES: Final[dict[VaultMode, str]] = {"standard": "/schemavault", "pro": "/pro/schemas"}
 
-_KINDS: Final[dict[type[Exception], tuple[int, str]]] = {
+_KINDS: Final[dict[type[ReplankError], tuple[int, str]]] = {
     SchemaNotFound: (404, "schema-not-found"),
     NameTaken: (409, "name-taken"),
     NotActive: (409, "not-active"),
@@ -74,14 +83,8 @@ _KINDS: Final[dict[type[Exception], tuple[int, str]]] = {
     BlobBusy: (503, "content-busy"),
     DigestMismatch: (422, "digest-mismatch"),
     NotJson: (422, "not-json"),
-    ObjectNotFound: (500, "content-missing"),
-    AccessDenied: (503, "object-store-refuses"),
-    BucketMissing: (503, "object-store-refuses"),
-}
-_FIXES: Final[dict[type[Exception], str]] = {
-    ObjectNotFound: "the content is lost: run a consistency check and repair it, or send the content again",
-    AccessDenied: "tell the operators: the vault's account may not do this in its bucket",
-    BucketMissing: "tell the operators: the vault's bucket is not there",
+    NeedsOptimizedSchemas: (409, "needs-optimized-schemas"),
+    MoveRefused: (409, "phase-refuses"),
 }
 # The owner's right is on its way to auth-cache for a moment after a schema was made.
 _RIGHT_ON_ITS_WAY: Final = timedelta(seconds=30)
@@ -112,7 +115,7 @@ _orders: Final[dict[Sort, Keyset[Any]]] = {
 }
 
 
-class _VaultRoute(APIRoute):
+class VaultRoute(APIRoute):
     """Answers what the use cases refuse as problems."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -125,21 +128,15 @@ class _VaultRoute(APIRoute):
                 raise _still_used(error) from error
             except tuple(_KINDS) as error:
                 raise _problem(error) from error
+            except tuple(STORE_PROBLEMS) as error:
+                raise store_problem(error) from error
 
         return answer
 
 
-def _problem(error: Exception) -> Problem:
+def _problem(error: ReplankError) -> Problem:
     status, slug = _KINDS[type(error)]
-    message, fix = (error.message, error.fix) if isinstance(error, (VaultError, NotJson)) else ("", "")
-    headers = {"retry-after": "2"} if status == 503 else {}
-    return Problem(
-        status,
-        slug,
-        message or _FIXES[type(error)].partition(":")[0],
-        fix=fix or _FIXES.get(type(error), ""),
-        headers=headers,
-    )
+    return Problem(status, slug, error.message, fix=error.fix, headers={"retry-after": "2"} if status == 503 else {})
 
 
 def _still_used(error: StillUsed) -> Problem:
@@ -155,7 +152,7 @@ def _still_used(error: StillUsed) -> Problem:
     )
 
 
-class _Rights:
+class Rights:
     """Who may do what in one mode. auth-cache answers; it is told of owners by events."""
 
     def __init__(self, mode: VaultMode) -> None:
@@ -163,10 +160,12 @@ class _Rights:
         self._vault = f"vault:{mode}"
 
     async def see(self, request: Request, principal: CurrentPrincipal) -> None:
-        await demand_one(request, principal, ("admin", self._vault), ("publish", self._vault), ("view", self._vault))
+        view = ("view", self._vault)
+        await demand_one(request, principal, view, ("publish", self._vault), ("admin", self._vault), lacking=view)
 
     async def publish(self, request: Request, principal: CurrentPrincipal) -> None:
-        await demand_one(request, principal, ("admin", self._vault), ("publish", self._vault))
+        publish = ("publish", self._vault)
+        await demand_one(request, principal, publish, ("admin", self._vault), lacking=publish)
 
     async def administer(self, request: Request, principal: CurrentPrincipal) -> None:
         await demand_one(request, principal, ("admin", self._vault))
@@ -178,10 +177,10 @@ class _Rights:
         await demand_one(request, principal, ("owner", thing(self._mode, schema.id)), ("admin", self._vault))
 
 
-def router(vault: Vault, wake: Callable[[], None]) -> APIRouter:
+def router(vault: Vault, reads: Reads, wake: Callable[[], None]) -> APIRouter:
     """The routes of one mode. ``wake`` tells the workers of this process that there is a new job."""
-    door = _Door(vault, _Rights(vault.mode), wake)
-    routes = APIRouter(prefix=PREFIXES[vault.mode], tags=[f"vault {vault.mode}"], route_class=_VaultRoute)
+    door = _Door(vault, reads, Rights(vault.mode), wake)
+    routes = APIRouter(prefix=PREFIXES[vault.mode], tags=[f"vault {vault.mode}"], route_class=VaultRoute)
     _add_uploads(routes, door)
     _add_blobs(routes, door)
     _add_jobs(routes, door)
@@ -202,12 +201,12 @@ class _Door:
     """What the routes of one mode share. ``wake`` tells the workers of this process that there is a new job."""
 
     vault: Vault
-    rights: _Rights
+    reads: Reads
+    rights: Rights
     wake: Callable[[], None]
 
     async def found(self, schema_id: UUID) -> Schema:
-        async with self.vault.pool.acquire() as conn:
-            schema = await store.get(conn, schema_id)
+        schema = await self.reads.schema(schema_id)
         if schema is None:
             raise SchemaNotFound(f"there is no schema {schema_id}")
         return schema
@@ -218,21 +217,18 @@ class _Door:
         await self.rights.change(request, principal, schema)
         return schema
 
-    async def take_in(self, request: Request, upload: Upload, by: str, declared: str | None) -> Blob | Response:
-        """Read the body. The content of a small upload, to be referred to; a large one is queued, and answered."""
+    async def take_in(self, request: Request, upload: Upload, by: str, declared: str | None) -> Received | Response:
+        """Read the body. The content of a small upload, to be published; a large one is queued, and answered."""
         vault = self.vault
         job_id = uuid7()
-        received = await contents.receive(vault, request.stream(), job_id, declared=declared)
+        only_small = (await self.reads.phase()).writes_old
+        received = await contents.receive(vault, request.stream(), job_id, declared=declared, only_small=only_small)
         if received.data is not None:
-            return await contents.keep(vault, received.blob, received.data)
+            return received
         wanted = upload.model_copy(update={"sha256": received.blob.sha256, "stored_size": received.blob.stored_size})
         job = await uploads.queue(vault, job_id, received.blob, wanted, by=by)
         self.wake()
         return _json(JobView.of(job), 202, {"location": f"{PREFIXES[vault.mode]}/jobs/{job.id}"})
-
-    async def known(self, sha256: str) -> Blob:
-        async with self.vault.pool.acquire() as conn:
-            return await contents.known(conn, sha256)
 
     def published(self, done: publishing.Published) -> Response:
         schema = done.schema
@@ -248,12 +244,11 @@ def _add_uploads(routes: APIRouter, door: _Door) -> None:
         """Publish a schema: the body is its content, streamed. A large one is answered with a job."""
         declared = declared_digest(request)
         draft = said.draft(principal.user)
-        async with vault.pool.acquire() as conn:
-            await publishing.require_name(conn, draft.name, by=principal.user)
-        blob = await door.take_in(request, Upload(what="schema", draft=draft), principal.user, declared)
-        if isinstance(blob, Response):
-            return blob
-        return door.published(await publishing.create(vault, draft, blob, by=principal.user))
+        await publishing.require_name(vault, draft.name, by=principal.user)
+        received = await door.take_in(request, Upload(what="schema", draft=draft), principal.user, declared)
+        if isinstance(received, Response):
+            return received
+        return door.published(await publishing.create(vault, draft, received, by=principal.user))
 
     @routes.post(
         "",
@@ -264,8 +259,8 @@ def _add_uploads(routes: APIRouter, door: _Door) -> None:
     )
     async def create(body: NewSchema, principal: CurrentPrincipal) -> Response:
         """Publish a schema whose content is in the vault already: nothing is sent again."""
-        blob = await door.known(body.sha256)
-        return door.published(await publishing.create(vault, body.draft(principal.user), blob, by=principal.user))
+        received = await records.known(vault, body.sha256)
+        return door.published(await publishing.create(vault, body.draft(principal.user), received, by=principal.user))
 
     @routes.post("/{schema_id}/versions", **_UPLOADED)
     async def publish_version(
@@ -277,14 +272,14 @@ def _add_uploads(routes: APIRouter, door: _Door) -> None:
         schema = await door.changeable(request, principal, schema_id)
         publishing.require_active(schema)
         if query.sha256 is not None:
-            blob: Blob | Response = await door.known(query.sha256)
+            received: Received | Response = await records.known(vault, query.sha256)
         else:
             wanted = Upload(what="version", schema_id=schema_id, revision=revision, note=query.note, force=query.force)
-            blob = await door.take_in(request, wanted, principal.user, declared)
-        if isinstance(blob, Response):
-            return blob
+            received = await door.take_in(request, wanted, principal.user, declared)
+        if isinstance(received, Response):
+            return received
         done = await publishing.publish_version(
-            vault, schema_id, blob, revision=revision, note=query.note, force=query.force, by=principal.user
+            vault, schema_id, received, revision=revision, note=query.note, force=query.force, by=principal.user
         )
         return door.published(done)
 
@@ -295,13 +290,16 @@ def _add_blobs(routes: APIRouter, door: _Door) -> None:
     @routes.put("/blobs/{sha256}", dependencies=publish, **{**_UPLOADED, "response_model": BlobView})
     async def put_blob(request: Request, sha256: Annotated[Sha256, Path()], principal: CurrentPrincipal) -> Response:
         """Send a content, to be referred to afterwards. One that is known is not read again."""
+        if not (await door.reads.phase()).writes_new:
+            raise NeedsOptimizedSchemas("a content was sent without a schema")
         async with vault.pool.acquire() as conn:
             there = await store.touch(conn, sha256)
         if there is not None:
             return _json(BlobView.of(there), 200)
-        blob = await door.take_in(request, Upload(what="blob"), principal.user, sha256)
-        if isinstance(blob, Response):
-            return blob
+        received = await door.take_in(request, Upload(what="blob"), principal.user, sha256)
+        if isinstance(received, Response):
+            return received
+        blob = await contents.keep(vault, received.blob, received.data or b"")
         async with vault.pool.acquire() as conn, conn.transaction():
             await contents.refer(conn, blob)
         return _json(BlobView.of(blob), 201)
@@ -309,8 +307,9 @@ def _add_blobs(routes: APIRouter, door: _Door) -> None:
     @routes.post("/blobs/missing", dependencies=publish)
     async def missing(body: Digests) -> MissingView:
         """Which of these contents are not in the vault, and have to be sent."""
+        tables_missing = store.missing if (await door.reads.phase()).writes_new else inline_store.missing
         async with vault.pool.acquire() as conn:
-            return MissingView(missing=await store.missing(conn, body.sha256))
+            return MissingView(missing=await tables_missing(conn, body.sha256))
 
 
 def _add_jobs(routes: APIRouter, door: _Door) -> None:
@@ -345,8 +344,7 @@ def _add_lookups(routes: APIRouter, door: _Door) -> None:
     vault, see = door.vault, [Depends(door.rights.see)]
 
     async def named(name: str) -> Schema:
-        async with vault.pool.acquire() as conn:
-            schema = await store.active(conn, name)
+        schema = await door.reads.active(name)
         if schema is None:
             raise SchemaNotFound("there is no active schema of this name")
         return schema
@@ -356,9 +354,7 @@ def _add_lookups(routes: APIRouter, door: _Door) -> None:
     async def content_by_name(request: Request, name: str) -> Response:
         """The current content of what is published under a name."""
         schema = await named(name)
-        async with vault.pool.acquire() as conn:
-            blob = await contents.of_version(conn, schema.id, schema.version)
-        return content_response(request, vault, blob)
+        return content_response(request, vault, await door.reads.content(schema.id, schema.version))
 
     @routes.get("/by-name/{name:path}", dependencies=see)
     async def by_name(name: str, response: Response) -> SchemaView:
@@ -376,8 +372,7 @@ def _add_schemas(routes: APIRouter, door: _Door) -> None:
         """Schemas without their contents, by pages."""
         order = _orders[query.sort]
         after = order.after(query)
-        async with vault.pool.acquire() as conn:
-            rows = await store.page(conn, query.filters(), query.sort, after=after, limit=query.limit + 1)
+        rows = await door.reads.page(query.filters(), query.sort, after=after, limit=query.limit + 1)
         return order.page(rows, query, key=lambda row: (getattr(row, query.sort.column), row.id), view=SchemaView.of)
 
     @routes.get("/{schema_id}", dependencies=see)
@@ -456,9 +451,7 @@ def _add_versions(routes: APIRouter, door: _Door) -> None:
     vault, see = door.vault, [Depends(door.rights.see)]
 
     async def content(request: Request, schema_id: UUID, number: int | None) -> Response:
-        async with vault.pool.acquire() as conn:
-            blob = await contents.of_version(conn, schema_id, number)
-        return content_response(request, vault, blob)
+        return content_response(request, vault, await door.reads.content(schema_id, number))
 
     @routes.head("/{schema_id}/content", dependencies=see, include_in_schema=False)
     @routes.get("/{schema_id}/content", dependencies=see, response_class=Response)
@@ -477,17 +470,13 @@ def _add_versions(routes: APIRouter, door: _Door) -> None:
         """The versions of a schema, the latest first."""
         after = _newest_first.after(page)
         await door.found(schema_id)
-        async with vault.pool.acquire() as conn:
-            rows = await store.versions(
-                conn, schema_id, before=after[0] if after else store.LATEST, limit=page.limit + 1
-            )
+        rows = await door.reads.versions(schema_id, before=after[0] if after else store.LATEST, limit=page.limit + 1)
         return _newest_first.page(rows, page, key=lambda row: (row.version,), view=VersionView.of)
 
     @routes.get("/{schema_id}/versions/{number}", dependencies=see)
     async def get_version(schema_id: UUID, number: int) -> VersionView:
         """One version, without its content."""
-        async with vault.pool.acquire() as conn:
-            version = await store.version(conn, schema_id, number)
+        version = await door.reads.version(schema_id, number)
         if version is None:
             raise SchemaNotFound(f"there is no version {number} of schema {schema_id}")
         return VersionView.of(version)
@@ -495,6 +484,7 @@ def _add_versions(routes: APIRouter, door: _Door) -> None:
     @routes.get("/{schema_id}/diff", dependencies=see)
     async def diff(schema_id: UUID, query: Annotated[DifferenceQuery, Query()]) -> DifferenceView:
         """What differs between two versions, and whether they are compatible."""
+        await door.reads.require_new("versions were to be compared")
         async with vault.pool.acquire() as conn:
             older = await contents.of_version(conn, schema_id, query.older)
             newer = await contents.of_version(conn, schema_id, query.newer)
@@ -503,6 +493,7 @@ def _add_versions(routes: APIRouter, door: _Door) -> None:
     @routes.post("/{schema_id}/versions/{number}/validate", dependencies=see)
     async def validate(schema_id: UUID, number: int) -> ValidityView:
         """Whether the content is a valid JSON Schema. Nothing has to be: the vault keeps any JSON."""
+        await door.reads.require_new("a content was to be looked into")
         async with vault.pool.acquire() as conn:
             blob = await contents.of_version(conn, schema_id, number)
         return await check_validity(vault, blob)

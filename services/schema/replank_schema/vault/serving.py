@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,14 +14,38 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from replank.http import Problem
+from replank.objects import AccessDenied, BucketMissing, ObjectNotFound
 from replank_schema.vault import contents
 from replank_schema.vault.model import Blob
+from replank_schema.vault.reads import Held
 from replank_schema.vault.vault import Vault
 
 _MEDIA_TYPES: Final = {"schema": "application/schema+json", "document": "application/json"}
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 _ETAG: Final = re.compile(r'(?:W/)?"([^"]*)"')
+
+#: How errors of the object store are answered: status, slug, what it is, what to do.
+STORE_PROBLEMS: Final[dict[type[Exception], tuple[int, str, str, str]]] = {
+    ObjectNotFound: (
+        500,
+        "content-missing",
+        "the content is lost",
+        "run a consistency check and repair it, or send the content again",
+    ),
+    AccessDenied: (
+        503,
+        "object-store-refuses",
+        "the object store refuses the vault",
+        "tell the operators: the vault's account may not do this in its bucket",
+    ),
+    BucketMissing: (
+        503,
+        "object-store-refuses",
+        "the object store has no such bucket",
+        "tell the operators: the vault's bucket is not there",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +66,24 @@ class _Streaming(StreamingResponse):
         self._opening = opening
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._opening as chunks:
-            self.body_iterator = chunks
-            await super().__call__(scope, receive, send)
+        try:
+            async with self._opening as chunks:
+                self.body_iterator = chunks
+                await super().__call__(scope, receive, send)
+        except tuple(STORE_PROBLEMS) as error:
+            # The route is over by now, and whoever turns its errors into problems.
+            raise store_problem(error) from error
 
 
-def content_response(request: Request, vault: Vault, blob: Blob) -> Response:
+def store_problem(error: Exception) -> Problem:
+    """The problem for one of the errors of the object store that `STORE_PROBLEMS` knows."""
+    status, slug, what, fix = STORE_PROBLEMS[type(error)]
+    return Problem(status, slug, what, fix=fix, headers={"retry-after": "2"} if status == 503 else {})
+
+
+def content_response(request: Request, vault: Vault, found: Blob | Held) -> Response:
     """The content, or the part of it that the request asks for, or that it has not changed."""
+    blob = found.blob if isinstance(found, Held) else found
     headers = {
         "etag": f'"{blob.sha256}"',
         "vary": "accept-encoding",
@@ -60,7 +95,7 @@ def content_response(request: Request, vault: Vault, blob: Blob) -> Response:
     }
     tags = _ETAG.findall(request.headers.get("if-none-match", ""))
     part = _part(request, blob)
-    as_stored = part is None and _takes_zstd(request)
+    as_stored = part is None and _takes_zstd(request) and not isinstance(found, Held)
     if as_stored:
         # Other bytes, so another tag; and the digest is that of the bytes that are sent encoded.
         headers["etag"] = f'"{blob.sha256}-zstd"'
@@ -77,11 +112,25 @@ def content_response(request: Request, vault: Vault, blob: Blob) -> Response:
     headers["content-length"] = str(length)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers)
+    if isinstance(found, Held):
+        data = found.data if part is None else found.data[part.first : part.first + part.length]
+        return Response(data, status_code=status, headers=headers)
     if as_stored:
         return _Streaming(contents.reading_stored(vault, blob), status, headers)
     if part is None:
         return _Streaming(contents.reading(vault, blob), status, headers)
     return _Streaming(contents.reading(vault, blob, first=part.first, length=part.length), status, headers)
+
+
+def object_response(vault: Vault, key: str, media_type: str) -> Response:
+    """An object as it is."""
+
+    @asynccontextmanager
+    async def opening() -> AsyncIterator[AsyncIterator[bytes]]:
+        async with vault.objects.get(key) as body:
+            yield aiter(body)
+
+    return _Streaming(opening(), 200, {"content-type": media_type})
 
 
 def declared_digest(request: Request) -> str | None:

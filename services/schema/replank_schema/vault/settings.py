@@ -55,6 +55,8 @@ class VaultLimits(BaseModel):
     collect_every: float = Field(default=3600.0, ge=1)
     job_lease: float = Field(default=15.0, ge=1)
     """How long a job stays with a process that died."""
+    moves_per_second: float | None = Field(default=200.0, gt=0)
+    """How many rows a second are moved from the old pattern to the new one, or verified."""
     pool: PoolSettings = PoolSettings(max_size=10, acquire_timeout=5.0, statement_timeout=30.0)
 
     @property

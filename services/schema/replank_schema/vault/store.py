@@ -47,7 +47,13 @@ _ANNOUNCED: Final = """
     update blob set touched_at = clock_timestamp() where sha256 = $1 and state <> 'condemned'
     returning sha256, size, $2::bigint as stored_size, frame_size, kind, field_count, fields_exact, fields
 """
-_HOLD_CONDEMNED: Final = "select sha256 from blob where sha256 = $1 and state = 'condemned' for update"
+# What somebody refers to is never condemned; if it is nevertheless, its object must not go, for its row cannot.
+_HOLD_CONDEMNED: Final = """
+    select sha256 from blob
+     where sha256 = $1 and state = 'condemned' and not exists (select from version v where v.sha256 = blob.sha256)
+       and not exists (select from schema s where s.sha256 = blob.sha256)
+       for update
+"""
 _FORGET: Final = "delete from blob where sha256 = $1"
 _MISSING: Final = """
     select wanted from unnest($1::text[]) wanted
@@ -94,7 +100,7 @@ async def announced(conn: Connection, sha256: str, *, stored_size: int) -> Blob 
 
 
 async def hold_condemned(conn: Connection, sha256: str) -> bool:
-    """Hold a condemned blob until the transaction ends; False if there is none."""
+    """Hold a condemned blob that nobody refers to until the transaction ends; False if there is none."""
     return await conn.fetchval(_HOLD_CONDEMNED, sha256) is not None
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from replank_schema.vault import contents, job_store, publishing, store
 from replank_schema.vault.codec import Decompressor
+from replank_schema.vault.contents import Received
 from replank_schema.vault.job_store import Job
 from replank_schema.vault.jobs import Work
 from replank_schema.vault.model import INCOMING, Blob, DigestMismatch, Draft
@@ -89,10 +90,16 @@ async def _publish(work: Work, upload: Upload, blob: Blob) -> dict[str, JsonValu
     vault, by = work.vault, work.job.created_by
     match upload.what:
         case "schema" if upload.draft is not None:
-            done = await publishing.create(vault, upload.draft, blob, by=by)
+            done = await publishing.create(vault, upload.draft, Received(blob, None), by=by)
         case "version" if upload.schema_id is not None and upload.revision is not None:
             done = await publishing.publish_version(
-                vault, upload.schema_id, blob, revision=upload.revision, note=upload.note, force=upload.force, by=by
+                vault,
+                upload.schema_id,
+                Received(blob, None),
+                revision=upload.revision,
+                note=upload.note,
+                force=upload.force,
+                by=by,
             )
         case _:
             async with vault.pool.acquire() as conn, conn.transaction():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from replank.contracts.schema import VaultMode
 from replank.objects import ObjectStore, ObjectStoreSettings
 from replank.postgres import Pool
+from replank_schema.vault.pattern import Switch
 from replank_schema.vault.settings import KIB, MIB, VaultLimits, VaultModeSettings
 
 
@@ -19,6 +20,7 @@ class Vault:
     pool: Pool
     objects: ObjectStore
     limits: VaultLimits
+    switch: Switch
 
     async def close(self) -> None:
         """Close the pool and the idle connections of the object store."""
@@ -26,8 +28,15 @@ class Vault:
         await self.pool.close(within=10.0)
 
 
-def open_vault(mode: VaultMode, settings: VaultModeSettings, *, s3_url: str, limits: VaultLimits) -> Vault:
-    """A mode with its own role and its own account. Opens nothing yet."""
+def open_vault(
+    mode: VaultMode,
+    settings: VaultModeSettings,
+    *,
+    s3_url: str,
+    limits: VaultLimits,
+    switch: Switch | None = None,
+) -> Vault:
+    """A mode with its own role and its own account. Opens nothing yet. ``switch``: its pattern's, by default on."""
     return Vault(
         mode=mode,
         role=settings.role,
@@ -54,4 +63,5 @@ def open_vault(mode: VaultMode, settings: VaultModeSettings, *, s3_url: str, lim
             )
         ),
         limits=limits,
+        switch=switch or Switch(mode),
     )

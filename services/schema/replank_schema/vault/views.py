@@ -29,6 +29,7 @@ from replank_schema.vault.model import (
     Tag,
     Version,
 )
+from replank_schema.vault.pattern import Phase
 
 _MOST_METADATA: Final = 16 * 1024
 MOST_AT_ONCE: Final = 500
@@ -359,3 +360,49 @@ class FindingView(BaseModel):
     @classmethod
     def of(cls, finding: Finding) -> Self:
         return cls.model_validate(finding, from_attributes=True)
+
+
+class RejectView(BaseModel):
+    """A version that was not moved to the new pattern, or differs there, and why."""
+
+    schema_id: UUID
+    version: int
+    name: str
+    step: Literal["backfill", "verify"]
+    reason: str
+
+
+class ArchiveView(BaseModel):
+    """The last time that old rows were offered to the archiver; ``deleted``: how many of them are gone."""
+
+    id: UUID
+    state: Literal["requested", "archived", "withdrawn"]
+    rows: int
+    sha256: str
+    deleted: int | None
+    bucket: str | None
+    object_key: str | None
+    requested_at: AwareDatetime
+    requested_by: str
+    settled_at: AwareDatetime | None
+
+
+class PatternView(BaseModel):
+    """In which pattern a mode is, and how far on its way. ``reads`` counts reads that were compared, by endpoint and
+    outcome; ``rejects`` are the first of ``rejected``."""
+
+    phase: Phase
+    optimized: bool
+    """What the flag says for this mode."""
+    run: int
+    old_rows: int
+    rows_verified: int | None
+    verified_at: AwareDatetime | None
+    changed_at: AwareDatetime | None
+    changed_by: str | None
+    mismatches: int
+    reads: dict[str, dict[str, int]]
+    rejected: int
+    rejects: list[RejectView]
+    job: JobView | None
+    archive: ArchiveView | None

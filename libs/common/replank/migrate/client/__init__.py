@@ -18,7 +18,7 @@ Needs asyncpg, the OpenFeature API and prometheus_client (extra ``migrate``), an
 """
 
 from replank.migrate.authority import NoAuthority, WritesElsewhere, WritesHeld
-from replank.migrate.client.comparing import ReadSettings
+from replank.migrate.client.comparing import Ledger, ReadSettings
 from replank.migrate.client.dualwriter import DualWriter
 from replank.migrate.client.reads import Mode, NotAppliedYet, ReadRouter
 from replank.migrate.client.token import InvalidToken, Token, token_of, token_of_records
@@ -28,6 +28,7 @@ from replank.migrate.client.writes import WriteRouter
 __all__ = [
     "DualWriter",
     "InvalidToken",
+    "Ledger",
     "Mode",
     "NoAuthority",
     "NotAppliedYet",

@@ -50,6 +50,18 @@ class Pool(Protocol):
         ...
 
 
+class Ledger(Protocol):
+    """What is known of the writes that are on their way from one store to the other, and where counts are added up."""
+
+    async def behind(self, age: float) -> bool:
+        """Whether a change that was told so many seconds ago, or earlier, is still to be applied by the other store."""
+        ...
+
+    async def count(self, endpoints: Sequence[str], outcomes: Sequence[str], counts: Sequence[int]) -> None:
+        """Add up how compared reads came out."""
+        ...
+
+
 class ReadSettings(BaseModel):
     """How a `ReadRouter` waits and compares. Times are in seconds."""
 
@@ -91,15 +103,41 @@ async def timed(migration: str, endpoint: str, store: Store, read: Read[Value]) 
         metrics.MIGRATE_READ_SECONDS.labels(migration, endpoint, store).observe(time.perf_counter() - began)
 
 
-class Comparisons:
-    """The comparisons of one process: bounded in number and time, counted here and in the target's database."""
+class EngineLedger:
+    """What the engine keeps of the migration ``name`` in its two databases."""
 
-    def __init__(self, name: str, source: Pool, target: Pool, settings: ReadSettings) -> None:
-        self._name = name
+    def __init__(self, name: str, source: Pool, target: Pool) -> None:
         self._source = source
         self._target = target
+        self._schema = schema_of(name)
+        self._count_reads = _COUNT.format(schema=self._schema)
+
+    async def behind(self, age: float) -> bool:
+        for side, followed, ours, theirs in (
+            ("source", "applied", self._source, self._target),
+            ("target", "restored", self._target, self._source),
+        ):
+            async with ours.acquire() as conn:
+                told = await conn.fetch(_TOLD.format(schema=self._schema, side=side), age, _MOST_TOLD)
+            if told:
+                async with theirs.acquire() as conn:
+                    keys, versions = zip(*told, strict=True)
+                    if await conn.fetchval(_BEHIND.format(schema=self._schema, followed=followed), keys, versions):
+                        return True
+        return False
+
+    async def count(self, endpoints: Sequence[str], outcomes: Sequence[str], counts: Sequence[int]) -> None:
+        async with self._target.acquire() as conn:
+            await conn.execute(self._count_reads, endpoints, outcomes, counts)
+
+
+class Comparisons:
+    """The comparisons of one process: bounded in number and time, counted here and in the ledger."""
+
+    def __init__(self, name: str, ledger: Ledger, settings: ReadSettings) -> None:
+        self._name = name
+        self._ledger = ledger
         self._settings = settings
-        self._count_reads = _COUNT.format(schema=schema_of(name))
         self._under_way: set[asyncio.Task[None]] = set()
         self._counted: Counter[tuple[str, str]] = Counter()
         self._reporting: asyncio.Task[None] | None = None
@@ -183,20 +221,8 @@ class Comparisons:
 
     async def _behind(self, age: float) -> bool:
         """Whether a change that was told so many seconds ago, or earlier, is still to be applied by the other side."""
-        schema = schema_of(self._name)
         async with asyncio.timeout(self._settings.comparison_timeout):
-            for side, followed, ours, theirs in (
-                ("source", "applied", self._source, self._target),
-                ("target", "restored", self._target, self._source),
-            ):
-                async with ours.acquire() as conn:
-                    told = await conn.fetch(_TOLD.format(schema=schema, side=side), age, _MOST_TOLD)
-                if told:
-                    async with theirs.acquire() as conn:
-                        keys, versions = zip(*told, strict=True)
-                        if await conn.fetchval(_BEHIND.format(schema=schema, followed=followed), keys, versions):
-                            return True
-        return False
+            return await self._ledger.behind(age)
 
     async def _form(self, question: Question[Value], store: Store) -> Any:
         read = question.kv if store == "kv" else question.tables
@@ -218,8 +244,8 @@ class Comparisons:
         counted, self._counted = self._counted, Counter()
         endpoints, outcomes = zip(*counted, strict=True)
         try:
-            async with asyncio.timeout(within), self._target.acquire() as conn:
-                await conn.execute(self._count_reads, list(endpoints), list(outcomes), list(counted.values()))
+            async with asyncio.timeout(within):
+                await self._ledger.count(list(endpoints), list(outcomes), list(counted.values()))
         except (*POSTGRES_ERRORS, ReplankError) as error:
             self._counted += counted
             _log.warning("the counts of compared reads were not reported: %s", type(error).__name__)

@@ -22,6 +22,8 @@ from replank.migrate.client.answers import paths, shape
 from replank.migrate.client.comparing import (
     ENDPOINT,
     Comparisons,
+    EngineLedger,
+    Ledger,
     Pool,
     Question,
     Read,
@@ -75,11 +77,19 @@ class ReadRouter:
     - ``new``: the tables answer.
 
     ``source`` and ``target`` are pools of the two databases (one pool twice where they are one), used to ask what has
-    been applied. Use it with ``async with``, or call `start` and `close`.
+    been applied. ``ledger`` says so instead where it is not the engine that keeps the two stores alike. Use it with
+    ``async with``, or call `start` and `close`.
     """
 
     def __init__(
-        self, name: str, *, source: Pool, target: Pool, flags: OpenFeatureClient, settings: ReadSettings | None = None
+        self,
+        name: str,
+        *,
+        source: Pool,
+        target: Pool,
+        flags: OpenFeatureClient,
+        settings: ReadSettings | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.name = name
         self.settings = settings or ReadSettings()
@@ -88,7 +98,7 @@ class ReadRouter:
         self._statements = {
             side: _APPLIED.format(schema=schema_of(name), followed=followed) for side, followed in _FOLLOWED.items()
         }
-        self._comparisons = Comparisons(name, source, target, self.settings)
+        self._comparisons = Comparisons(name, ledger or EngineLedger(name, source, target), self.settings)
         # What was seen applied, so that a token which comes back again and again asks the database once.
         self._applied: OrderedDict[tuple[Side, str], int] = OrderedDict()
         self._misnamed: set[tuple[str, str]] = set()
@@ -110,11 +120,14 @@ class ReadRouter:
         """Wait up to ``within`` seconds for comparisons under way, cancel the others, and report what was counted."""
         await self._comparisons.close(within)
 
-    def mode(self, endpoint: str, key: str | None = None) -> Mode:
-        """Where an endpoint reads for the targeting key ``key``; without one, each call falls on a side by chance."""
+    def mode(self, endpoint: str, key: str | None = None, default: Mode = "kv") -> Mode:
+        """Where an endpoint reads for the targeting key ``key``; without one, each call falls on a side by chance.
+
+        ``default`` is where those read whom no flag reaches.
+        """
         flag = f"migrate.{self.name}.reads.{endpoint}"
         targeting = key or f"{random.random()}"  # noqa: S311 - spreads a rollout, guards nothing
-        value = self._flags.get_string_value(flag, "kv", EvaluationContext(targeting_key=targeting))
+        value = self._flags.get_string_value(flag, default, EvaluationContext(targeting_key=targeting))
         for known in MODES:
             if value == known:
                 return known
@@ -134,6 +147,7 @@ class ReadRouter:
         missing: Callable[[Value], bool] = lambda answer: answer is None,
         ignore: Sequence[str] = (),
         form: Callable[[Value], Any] = shape,
+        default: Mode = "kv",
     ) -> Value:
         """The answer of the store whose turn it is. ``kv`` and ``tables`` ask one each, and change nothing.
 
@@ -141,12 +155,12 @@ class ReadRouter:
         is what the caller has written (`replank.migrate.client.token_of`): a store that does not have it yet is not
         asked if the other one may answer, and waited for otherwise. ``missing`` says of an answer of the tables that
         it is none. Answers are compared in the form that ``form`` gives them, but for the paths in ``ignore``
-        (``items.*.price``).
+        (``items.*.price``). ``default`` is as in `mode`.
 
         Errors of the store that answers pass through; `NotAppliedYet` where only the tables may answer and do not have
         the caller's writes within the token's timeout.
         """
-        mode = self.mode(endpoint, key)
+        mode = self.mode(endpoint, key, default)
         trace.get_current_span().set_attributes({ENDPOINT: endpoint, _MODE: mode})
         match mode:
             case "new":

@@ -12,6 +12,7 @@ class Waits:
     """Percentiles, in milliseconds."""
 
     p50_ms: float
+    p95_ms: float
     p99_ms: float
     max_ms: float
 
@@ -19,4 +20,4 @@ class Waits:
     def of(cls, waits_ms: Sequence[float]) -> Waits:
         """Of at least two waits."""
         percentiles = quantiles(waits_ms, n=100, method="inclusive")
-        return cls(p50_ms=percentiles[49], p99_ms=percentiles[98], max_ms=max(waits_ms))
+        return cls(p50_ms=percentiles[49], p95_ms=percentiles[94], p99_ms=percentiles[98], max_ms=max(waits_ms))
