@@ -19,7 +19,7 @@ from replank.contracts.archiver import PlanArchived
 from replank.contracts.auth_cache import AccessGranted, AccessRevoked
 from replank.contracts.benchmark import BaselineRecorded
 from replank.contracts.schema import MigrationPlanned, MigrationReady
-from replank.testing import eventually
+from replank.testing import eventually, servers
 from replank.testing.plugin import FaultProxies
 from replank.testing.services import Issuer, Rights, basics, emit, events_of, http_alone, living, playing_rights
 from replank_schema.application import compose
@@ -415,10 +415,12 @@ async def test_it_starts_without_postgres_says_so_and_recovers_by_itself(
 
 
 async def test_a_database_that_is_not_migrated_is_named_with_what_to_do(
-    postgres_dsn: str, configure: Configure, issuer: Issuer
+    postgres_server: str, configure: Configure, issuer: Issuer
 ) -> None:
-    settings = configure(postgres_dsn)
-    async with living(compose(settings), issuer.token(), ready=False) as client:
+    async with (
+        servers.database(postgres_server) as empty,
+        living(compose(configure(empty)), issuer.token(), ready=False) as client,
+    ):
 
         async def says_what_to_do() -> bool:
             answer = await client.get("/readyz")

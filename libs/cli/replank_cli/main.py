@@ -22,6 +22,7 @@ _LIBRARY: Final = {
     "dlq": "dlq",
     "flags": "flags",
     "migrate": "migrate",
+    "vault": "vault",
     "trace": "traces",
 }
 
