@@ -29,7 +29,7 @@ _EFFECTS: Final = {
     "benchmark": "select count(*) as effects, count(distinct migration_id) as migrations from baseline",
     "archiver": "select count(*) as effects, count(distinct migration_id) as migrations from manifest",
     "auth-cache": "select count(*) as effects, count(distinct object) as migrations from relation_tuple "
-    "where relation = 'owner'",
+    "where relation = 'owner' and object like 'migration:%'",
 }
 
 

@@ -97,7 +97,8 @@ class System:
         (row,) = await self.fetch(
             "schema",
             "select (select count(*) from migration) as migrations, "
-            "(select count(*) from replank_outbox.event where topic <> 'replank.contracts') as events",
+            "(select count(*) from replank_outbox.event where topic <> 'replank.contracts' "
+            "and type <> 'replank.schema.version.published.v1') as events",
         )
         return row["migrations"], row["events"]
 

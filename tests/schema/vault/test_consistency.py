@@ -828,6 +828,8 @@ async def test_open_findings_are_measured(world: World) -> None:
     await world.check(deep=False)
     series = metrics.VAULT_FINDINGS.labels(mode="standard", kind="missing")
     assert series._value.get() == 1
+    assert metrics.VAULT_CONTENTS.labels(mode="standard")._value.get() > 0
+    assert metrics.VAULT_BYTES.labels(mode="standard", of="stored")._value.get() > 0
     await upload(world.client, "again", LATER)
     await world.check(deep=False)
     assert series._value.get() == 0

@@ -26,7 +26,7 @@ from tests.schema.vault.conftest import Configure
 from tests.schema.vault.served import ADA
 
 
-class Placed(Event, type="shop.order.placed.v1", topic="shop.orders"):
+class Placed(Event, type="shop.parcel.sent.v1", topic="shop.orders"):
     """Somebody placed an order."""
 
     order_id: UUID

@@ -17,6 +17,7 @@ import uvicorn
 
 from replank.contracts.schema import SchemaVersionPublished
 from replank.http.server import listening_socket
+from replank.telemetry import metrics
 from replank.testing import eventually
 from replank.testing.services import Issuer, appended, http_alone
 from replank_schema.application import compose
@@ -85,8 +86,15 @@ async def test_a_large_upload_becomes_a_job_that_publishes_it(
         vault_of(configure, **small) as vault,
         working(vault),
     ):
+        ended_before = metrics.VAULT_JOBS.labels(mode="standard", kind="upload", outcome="done")._value.get()
         answer = await upload(client, "large", LARGE, tag=["t"])
         job = await ended(client, answer)
+        await eventually(
+            lambda: (
+                metrics.VAULT_JOBS.labels(mode="standard", kind="upload", outcome="done")._value.get() > ended_before
+            ),
+            "the job is counted",
+        )
         assert (job["done"], job["result"]["sha256"], job["result"]["version"]) == (job["total"], sha256_of(LARGE), 1)
         shown = (await client.get(f"/schemavault/{job['result']['schema_id']}")).json()
         assert (shown["name"], shown["size"], shown["tags"], shown["created_by"]) == ("large", len(LARGE), ["t"], ADA)

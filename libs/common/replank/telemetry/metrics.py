@@ -472,5 +472,40 @@ VAULT_FINDINGS: Final = Gauge(
 )
 
 
+class VaultJob(NamedTuple):
+    """A mode of the vault, a kind of job, and what came of it."""
+
+    mode: str
+    kind: str
+    outcome: str
+
+
+VAULT_JOBS: Final = Counter(
+    "replank_vault_jobs_total",
+    "Jobs of the vault that ended (`done`, `failed`, `cancelled`), that wait to be tried `again`, or that went on "
+    "`elsewhere`, because this process was taken for dead.",
+    labels=VaultJob,
+)
+
+
+class VaultMode(NamedTuple):
+    """A mode of the vault."""
+
+    mode: str
+
+
+class VaultBytes(NamedTuple):
+    """A mode of the vault, and what is counted: the contents themselves (`content`), or their objects (`stored`)."""
+
+    mode: str
+    of: str
+
+
+VAULT_CONTENTS: Final = Gauge("replank_vault_contents", "Contents in the object store.", labels=VaultMode)
+VAULT_BYTES: Final = Gauge(
+    "replank_vault_bytes", "Bytes of the contents, and of their compressed objects.", labels=VaultBytes, unit="bytes"
+)
+
+
 if __name__ == "__main__":
     print(as_markdown(), end="")

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
+from opentelemetry import trace
+
 from replank.connection import Connection
 from replank.objects import ObjectExists, ObjectNotFound
 from replank_schema.vault import store
@@ -25,6 +27,7 @@ from replank_schema.vault.pattern import NeedsOptimizedSchemas
 from replank_schema.vault.vault import Vault
 
 _log = logging.getLogger(__name__)
+_tracer: Final = trace.get_tracer("replank.schema.vault")
 
 MEDIA_TYPE: Final = "application/zstd"
 
@@ -52,6 +55,14 @@ async def receive(
     `NeedsOptimizedSchemas` if it is to be ``only_small``.
     """
     intake = Intake(source, declared=declared)
+    # What takes time in an upload is between the requests to servers: reading, checking and compressing what is sent.
+    with _tracer.start_as_current_span("vault receive", record_exception=False, set_status_on_exception=False) as span:
+        received = await _received(vault, intake, upload_id, only_small=only_small)
+        span.set_attributes({"replank.vault.mode": vault.mode, "replank.content.size": intake.size})
+    return received
+
+
+async def _received(vault: Vault, intake: Intake, upload_id: UUID, *, only_small: bool) -> Received:
     async with aclosing(intake.compressed()) as compressed:
         head = bytearray()
         async for piece in compressed:

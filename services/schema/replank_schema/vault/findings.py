@@ -22,7 +22,7 @@ from replank.connection import Connection
 from replank.contracts.schema import MOST_AFFECTED, SchemaInconsistencyDetected
 from replank.objects import ObjectInfo, ObjectNotFound
 from replank.telemetry import metrics
-from replank_schema.vault import consistency_store, job_store
+from replank_schema.vault import consistency_store, job_store, store
 from replank_schema.vault.consistency_store import BlobFacts, BlobRow, Finding, SchemaRow
 from replank_schema.vault.model import EXPORTS, INCOMING, blob_key, words_of
 from replank_schema.vault.proof import Proof, prove
@@ -298,8 +298,12 @@ async def _tell(conn: Connection, case: Case, kind: FindingKind, thing: str, det
 
 
 async def measure(vault: Vault) -> None:
-    """Set the gauges of open findings from the table."""
+    """Set the gauges of open findings, and of how much there is, from the tables."""
     async with vault.pool.acquire() as conn:
         counted = await consistency_store.count_open(conn)
+        volume = await store.volume(conn)
+    metrics.VAULT_CONTENTS.labels(mode=vault.mode).set(volume.contents)
+    metrics.VAULT_BYTES.labels(mode=vault.mode, of="content").set(volume.size)
+    metrics.VAULT_BYTES.labels(mode=vault.mode, of="stored").set(volume.stored_size)
     for kind in KINDS:
         metrics.VAULT_FINDINGS.labels(mode=vault.mode, kind=kind).set(counted.get(kind, 0))

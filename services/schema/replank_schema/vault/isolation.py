@@ -84,6 +84,9 @@ _TABLES: Final = """
       from pg_class c join pg_namespace n on n.oid = c.relnamespace
      where c.relkind in ('r', 'p', 'v', 'm', 'f')
        and n.nspname <> 'information_schema' and n.nspname not like 'pg\\_%'
+       -- What comes with an extension is nobody's of ours: who may see it is the operator's business, and
+       -- pg_stat_statements shows nobody the statements of another role.
+       and not exists (select from pg_depend where classid = 'pg_class'::regclass and objid = c.oid and deptype = 'e')
      order by 1, 2
 """
 # What one may try without a table: whose it is, and statements.

@@ -21,6 +21,7 @@ from pydantic import JsonValue
 
 from replank.connection import POSTGRES_ERRORS, Connection
 from replank.errors import DependencyUnavailable, ReplankError
+from replank.telemetry import metrics
 from replank_schema.vault import job_store
 from replank_schema.vault.job_store import Job
 from replank_schema.vault.vault import Vault
@@ -139,7 +140,9 @@ class Jobs:
                     await asyncio.wait([task])
                     await beating  # raises why
                 await task
+                self._count(job, "done")
             except JobLost:
+                self._count(job, "elsewhere")
                 _log.warning("a job went on elsewhere", extra=extra)
             except JobCancelled:
                 await self._ended(job, "cancelled", None)
@@ -174,16 +177,21 @@ class Jobs:
             if cancel:
                 raise JobCancelled(f"the job {work.job.id} was cancelled")
 
+    def _count(self, job: Job, outcome: Literal["done", "failed", "cancelled", "again", "elsewhere"]) -> None:
+        metrics.VAULT_JOBS.labels(mode=self._vault.mode, kind=job.kind, outcome=outcome).inc()
+
     async def _ended(self, job: Job, state: Literal["failed", "cancelled"], problem: str | None) -> None:
+        self._count(job, state)
         async with self._vault.pool.acquire() as conn:
             await job_store.end(conn, job, state, problem=problem)
 
     async def _try_again(self, job: Job, error: Exception) -> None:
         problem = str(error) or type(error).__name__
         _log.warning("a job waits to be tried again: %s", problem, extra={"job_id": str(job.id)})
+        if job.attempts >= _MOST_ATTEMPTS:
+            await self._ended(job, "failed", f"given up after {job.attempts} attempts: {problem}")
+            return
+        self._count(job, "again")
+        pause = min(_FIRST_PAUSE * 2 ** (job.attempts - 1), _LONGEST_PAUSE)
         async with self._vault.pool.acquire() as conn:
-            if job.attempts >= _MOST_ATTEMPTS:
-                await job_store.end(conn, job, "failed", problem=f"given up after {job.attempts} attempts: {problem}")
-            else:
-                pause = min(_FIRST_PAUSE * 2 ** (job.attempts - 1), _LONGEST_PAUSE)
-                await job_store.again(conn, job, problem, timedelta(seconds=pause))
+            await job_store.again(conn, job, problem, timedelta(seconds=pause))

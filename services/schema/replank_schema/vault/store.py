@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -22,6 +22,16 @@ from replank_schema.vault.model import Blob, Changes, Consumer, Draft, Filters, 
 State = Literal["arriving", "stored"]
 
 # --- blobs ---
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """How many contents there are, how many bytes they have, and how many their objects."""
+
+    contents: int
+    size: int
+    stored_size: int
+
 
 _ANNOUNCE: Final = """
     insert into blob (sha256, size, frame_size, kind, field_count, fields_exact, fields, state)
@@ -48,6 +58,11 @@ _ANNOUNCED: Final = """
     returning sha256, size, $2::bigint as stored_size, frame_size, kind, field_count, fields_exact, fields
 """
 # What somebody refers to is never condemned; if it is nevertheless, its object must not go, for its row cannot.
+_VOLUME: Final = """
+    select count(*) as contents, coalesce(sum(size), 0)::bigint as size,
+           coalesce(sum(stored_size), 0)::bigint as stored_size
+      from blob where state = 'stored'
+"""
 _HOLD_CONDEMNED: Final = """
     select sha256 from blob
      where sha256 = $1 and state = 'condemned' and not exists (select from version v where v.sha256 = blob.sha256)
@@ -107,6 +122,12 @@ async def hold_condemned(conn: Connection, sha256: str) -> bool:
 async def forget(conn: Connection, sha256: str) -> None:
     """Remove the row of a condemned blob that is held, and whose object is gone."""
     await conn.execute(_FORGET, sha256)
+
+
+async def volume(conn: Connection) -> Volume:
+    """How much is stored."""
+    row: Any = await conn.fetchrow(_VOLUME)
+    return Volume(**row)
 
 
 async def missing(conn: Connection, digests: Sequence[str]) -> list[str]:
