@@ -318,6 +318,9 @@ async def test_what_is_used_is_deleted_and_broken_by_force_alone_and_the_answer_
     refused = problem(await publish(client, stricter, {**CUSTOMER, "required": []}), 409, "still-used")
     assert [line["consumer"] for line in refused["consumers"]] == ["billing"]
     assert refused["reasons"]
+    # Neither can they be told that they can read what is no schema any more.
+    refused = problem(await publish(client, stricter, [1, 2, 3]), 409, "still-used")
+    assert refused["reasons"]
     forced = await publish(client, stricter, {**CUSTOMER, "required": []}, force=True)
     assert (forced.status_code, forced.json()["version"]) == (201, 3)
     assert (await client.delete(url, params={"force": True})).status_code == 200

@@ -112,7 +112,9 @@ async def publish_version(
     async def act(tables: Records, content: Content) -> Published:
         schema = await _found(tables.held(schema_id), schema_id)
         _require(schema, revision=revision)
-        if compatibility is not None and not compatibility.forward and not force:
+        # What cannot be judged may break them just as well.
+        readable = compatibility.forward if compatibility is not None else before.blob.kind != "schema"
+        if not readable and not force:
             users = await live_consumers(tables.conn, vault, schema.name)
             if users:
                 raise StillUsed(
@@ -139,7 +141,7 @@ async def compare(vault: Vault, old: Received, new: Received) -> tuple[Compatibi
     """Whether two contents are compatible, and why not; None where they are no schemas, or too large to be held."""
     before, after = old.blob, new.blob
     if (before.kind, after.kind) != ("schema", "schema") or max(before.size, after.size) > vault.limits.judge_bytes:
-        return None, []
+        return None, ["one of the two is no schema, or too large to be compared"]
     texts = await asyncio.gather(records.text_of(vault, old), records.text_of(vault, new))
 
     def judged() -> tuple[Compatibility, list[str]]:
